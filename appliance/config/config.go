@@ -1,0 +1,220 @@
+// Package config reads weft.yaml, the per-node settings, strictly: an unknown key is an error that names its line.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Role is one part of the daemon that can be switched on by itself.
+type Role string
+
+// The roles of weftd.
+const (
+	RoleFabric Role = "fabric" // Pod networking: CNI, addresses, routes, tunnel
+)
+
+// Roles lists every role this build knows, in the order in which they start.
+var Roles = []Role{RoleFabric}
+
+// Config is everything that may be set on one node.
+type Config struct {
+	NodeName      string         `yaml:"nodeName"`
+	NodeAddresses []netip.Addr   `yaml:"nodeAddresses"`
+	PodCIDRs      []netip.Prefix `yaml:"podCIDRs"`
+	ServiceCIDRs  []netip.Prefix `yaml:"serviceCIDRs"`
+	Listen        string         `yaml:"listen"`
+	Pprof         bool           `yaml:"pprof"`
+	Roles         []Role         `yaml:"roles"`
+	Kubeconfig    string         `yaml:"kubeconfig"`
+	APIServers    []string       `yaml:"apiServers"`
+	Manifests     string         `yaml:"manifests"`
+	RuntimeSocket string         `yaml:"runtimeSocket"`
+	Fabric        Fabric         `yaml:"fabric"`
+	Masquerade    Masquerade     `yaml:"masquerade"`
+	IPAM          IPAM           `yaml:"ipam"`
+	Log           Log            `yaml:"log"`
+
+	StateDir   string `yaml:"stateDir"`
+	RunDir     string `yaml:"runDir"`
+	CNIConfDir string `yaml:"cniConfDir"`
+	CNIBinDir  string `yaml:"cniBinDir"`
+}
+
+// Fabric is how packets reach the Pods of other nodes.
+type Fabric struct {
+	Mode  string `yaml:"mode"`
+	MTU   int    `yaml:"mtu"`
+	VXLAN VXLAN  `yaml:"vxlan"`
+	Probe Probe  `yaml:"probe"`
+}
+
+// VXLAN numbers the tunnel; all nodes must agree.
+type VXLAN struct {
+	VNI  uint32 `yaml:"vni"`
+	Port uint16 `yaml:"port"`
+}
+
+// Probe is the continuous check of each peer: round trip, path MTU, checksums.
+type Probe struct {
+	Interval time.Duration `yaml:"interval"`
+	Port     uint16        `yaml:"port"`
+}
+
+// Masquerade is the source NAT of traffic that leaves the cluster.
+type Masquerade struct {
+	Enabled bool           `yaml:"enabled"`
+	Exclude []netip.Prefix `yaml:"exclude"`
+}
+
+// IPAM is the pace of address management.
+type IPAM struct {
+	CoolOff           time.Duration `yaml:"coolOff"`
+	ReconcileInterval time.Duration `yaml:"reconcileInterval"`
+}
+
+// Log is what is written where.
+type Log struct {
+	Level  string `yaml:"level"`
+	Format string `yaml:"format"`
+}
+
+// Default returns the settings of an empty file.
+func Default() Config {
+	return Config{
+		Listen: "127.0.0.1:9465",
+		Roles:  slices.Clone(Roles),
+		Fabric: Fabric{
+			Mode: "auto", VXLAN: VXLAN{VNI: 22342, Port: 4789},
+			Probe: Probe{Interval: 10 * time.Second, Port: 9466},
+		},
+		Masquerade: Masquerade{Enabled: true},
+		IPAM:       IPAM{CoolOff: 30 * time.Second, ReconcileInterval: time.Minute},
+		Log:        Log{Level: "info", Format: "auto"},
+		StateDir:   "/var/lib/weft", RunDir: "/run/weft",
+		CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin",
+	}
+}
+
+// Load reads the file over the defaults. A missing file is an error only when required is true.
+func Load(path string, required bool) (Config, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && !required {
+		return Default(), nil
+	}
+	if err != nil {
+		return Config{}, fmt.Errorf("reading the configuration: %w", err)
+	}
+	c, err := Parse(data)
+	if err != nil {
+		return Config{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+// Parse reads YAML text over the defaults and checks every value.
+func Parse(data []byte) (Config, error) {
+	c := Default()
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	dec.KnownFields(true)
+	if err := dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return Config{}, explain(err)
+	}
+	return c, c.Validate()
+}
+
+// explain turns the library's words into ours: the line, the key and what to do.
+func explain(err error) error {
+	var te *yaml.TypeError
+	if !errors.As(err, &te) {
+		return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	var out []error
+	for _, msg := range te.Errors {
+		if line, rest, ok := strings.Cut(msg, ": field "); ok {
+			if key, _, ok := strings.Cut(rest, " not found"); ok {
+				msg = fmt.Sprintf("%s: unknown key %q (weft config shows every key with its default)", line, key)
+			}
+		}
+		out = append(out, errors.New(msg))
+	}
+	return errors.Join(out...)
+}
+
+// Validate checks every value by itself and against the others, and returns all that is wrong at once.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(key string, value any, fix string) {
+		errs = append(errs, fmt.Errorf("%s: %v: %s", key, value, fix))
+	}
+	if !slices.Contains([]string{"auto", "native", "vxlan"}, c.Fabric.Mode) {
+		bad("fabric.mode", c.Fabric.Mode, "must be auto, native or vxlan")
+	}
+	if m := c.Fabric.MTU; m != 0 && (m < 1280 || m > 65535) {
+		bad("fabric.mtu", m, "must be 0 (take it from the underlay) or 1280 to 65535 (IPv6 needs 1280)")
+	}
+	if v := c.Fabric.VXLAN.VNI; v == 0 || v >= 1<<24 {
+		bad("fabric.vxlan.vni", v, "must be 1 to 16777215")
+	}
+	if c.Fabric.VXLAN.Port == 0 {
+		bad("fabric.vxlan.port", 0, "must be 1 to 65535")
+	}
+	if c.Fabric.Probe.Interval < time.Second {
+		bad("fabric.probe.interval", c.Fabric.Probe.Interval, "must be at least 1s")
+	}
+	if c.IPAM.CoolOff < 0 {
+		bad("ipam.coolOff", c.IPAM.CoolOff, "must not be negative")
+	}
+	if c.IPAM.ReconcileInterval < time.Second {
+		bad("ipam.reconcileInterval", c.IPAM.ReconcileInterval, "must be at least 1s")
+	}
+	if len(c.Roles) == 0 {
+		bad("roles", "[]", fmt.Sprintf("name at least one of %v", Roles))
+	}
+	for _, r := range c.Roles {
+		if !slices.Contains(Roles, r) {
+			bad("roles", r, fmt.Sprintf("this build knows %v", Roles))
+		}
+	}
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
+		bad("log.level", c.Log.Level, "must be debug, info, warn or error")
+	}
+	if !slices.Contains([]string{"auto", "json", "console"}, c.Log.Format) {
+		bad("log.format", c.Log.Format, "must be auto, json or console")
+	}
+	errs = append(errs, c.validatePrefixes()...)
+	return errors.Join(errs...)
+}
+
+func (c *Config) validatePrefixes() []error {
+	var errs []error
+	named := map[string][]netip.Prefix{"podCIDRs": c.PodCIDRs, "serviceCIDRs": c.ServiceCIDRs, "masquerade.exclude": c.Masquerade.Exclude}
+	for _, key := range []string{"podCIDRs", "serviceCIDRs", "masquerade.exclude"} {
+		for i, p := range named[key] {
+			if p != p.Masked() {
+				errs = append(errs, fmt.Errorf("%s[%d]: %s has host bits set: write %s", key, i, p, p.Masked()))
+			}
+		}
+	}
+	for _, pod := range c.PodCIDRs {
+		for _, svc := range c.ServiceCIDRs {
+			if pod.Overlaps(svc) {
+				errs = append(errs, fmt.Errorf("podCIDRs: %s overlaps serviceCIDRs %s: give Pods and Services ranges of their own", pod, svc))
+			}
+		}
+	}
+	return errs
+}
+
+// Has reports whether the role is switched on.
+func (c *Config) Has(r Role) bool { return slices.Contains(c.Roles, r) }

@@ -1,0 +1,56 @@
+package config
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestParse(t *testing.T) {
+	for _, tc := range []struct {
+		name, text string
+		want       []string // parts of the error; none means it must parse
+	}{
+		{"empty", "", nil},
+		{"all of the fabric", "fabric: {mode: vxlan, mtu: 1400, vxlan: {vni: 7, port: 8472}, probe: {interval: 3s}}", nil},
+		{"ranges", "podCIDRs: [10.42.0.0/24, 'fd00:42::/64']\nnodeAddresses: [192.168.1.5]\n", nil},
+		{"unknown key", "listen: 127.0.0.1:1\nfabrik: {}\n", []string{"line 2", `unknown key "fabrik"`}},
+		{"unknown nested key", "fabric:\n  mode: auto\n  mut: 1400\n", []string{"line 3", `unknown key "mut"`}},
+		{"two mistakes at once", "fabrik: {}\nfoo: 1\n", []string{"line 1", "line 2"}},
+		{"mode", "fabric: {mode: ipip}", []string{"fabric.mode", "ipip", "auto, native or vxlan"}},
+		{"mtu", "fabric: {mtu: 900}", []string{"fabric.mtu", "1280"}},
+		{"vni", "fabric: {vxlan: {vni: 16777216}}", []string{"fabric.vxlan.vni"}},
+		{"host bits", "podCIDRs: [10.42.0.1/24]", []string{"podCIDRs[0]", "10.42.0.0/24"}},
+		{"overlap", "podCIDRs: [10.42.0.0/16]\nserviceCIDRs: [10.42.3.0/24]", []string{"podCIDRs", "overlaps", "10.42.3.0/24"}},
+		{"role", "roles: [fabric, proxy]", []string{"roles", "proxy"}},
+		{"not a prefix", "podCIDRs: [10.42.0.0]", []string{"10.42.0.0"}},
+		{"not yaml", "fabric: [", []string{"line 1"}},
+		{"duration", "fabric: {probe: {interval: fast}}", []string{"line 1", "fast"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := Parse([]byte(tc.text))
+			if tc.want == nil {
+				if err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, part := range tc.want {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("error %q lacks %q", err, part)
+				}
+			}
+		})
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("fabric: {mode: vxlan}\npodCIDRs: [10.0.0.0/8]"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if c, err := Parse(data); err == nil && c.Validate() != nil {
+			t.Fatal("parsed a configuration that is not valid")
+		}
+	})
+}

@@ -1,0 +1,84 @@
+package install
+
+import (
+	"context"
+	"path/filepath"
+	"strings"
+
+	"weft.network/weft/appliance/config"
+	"weft.network/weft/packaging"
+)
+
+// Uninstall returns what has to change for the node to be as it was before Install; no steps when nothing of weft is left.
+// weft.yaml and the state stay unless opts.Purge is set. What the kernel holds is not this package's concern.
+func Uninstall(ctx context.Context, env Env, opts Options) (Plan, error) {
+	node := detect(env)
+	p := &planner{Env: env, Plan: Plan{Verb: "uninstall", Platform: node.platform}}
+	c, err := config.Load(env.path(configFile), false)
+	if err != nil {
+		// A file that the daemon refuses must not keep the rest on the node.
+		c = config.Default()
+		p.warn("using the default folders: %v", err)
+	}
+	// An option wins over the file, and without a file the folders are those that Install would choose.
+	if err != nil || !env.exists(configFile) {
+		c.CNIBinDir, c.CNIConfDir = firstOf(node.cniBinDir, c.CNIBinDir), firstOf(node.cniConfDir, c.CNIConfDir)
+	}
+	c.CNIBinDir, c.CNIConfDir = firstOf(opts.CNIBinDir, c.CNIBinDir), firstOf(opts.CNIConfDir, c.CNIConfDir)
+	if n := attachments(env); n > 0 {
+		p.warn("%d Pod interfaces of weft are still in use: drain the node first, or the runtime cannot take them down", n)
+	}
+
+	// First nobody may call weft, then nothing of it may be there.
+	if node.systemd && env.exists(unitFile) {
+		p.run("disable", "--now", unit)
+	}
+	p.remove(filepath.Join(c.CNIConfDir, packaging.ConflistName))
+	for _, name := range Plugins {
+		p.unlink(filepath.Join(c.CNIBinDir, name))
+	}
+	p.unlink(daemonLink)
+	for _, path := range sortedKeys(networkdFiles) {
+		p.remove(path)
+	}
+	if p.remove(nmFile) && env.exists("/run/NetworkManager") {
+		p.run("reload", "NetworkManager.service")
+	}
+	if p.remove(unitFile) && node.systemd {
+		p.run("daemon-reload")
+	}
+	rbac := p.remove(rbacFile)
+	if node.rbacFile != "" && node.rbacFile != rbacFile {
+		rbac = p.remove(node.rbacFile) || rbac
+	}
+	p.remove(binary)
+	p.remove(c.RunDir)
+	if opts.Purge {
+		p.remove(c.StateDir)
+		p.remove(configFile)
+		p.removeFolder(filepath.Dir(configFile))
+	}
+	if !node.systemd && env.exists(filepath.Join(c.RunDir, "weft.sock")) {
+		p.next("stop weftd if it still runs")
+	}
+	if rbac {
+		p.next("after the last node: kubectl -n kube-system delete clusterrolebinding/weft clusterrole/weft serviceaccount/weft")
+	}
+	return p.Plan, p.err
+}
+
+// attachments counts the Pod interfaces that the runtime still believes to have from weft: libcni keeps one file for each,
+// NETWORK-CONTAINER-INTERFACE.
+func attachments(env Env) int {
+	files, err := filepath.Glob(env.path("/var/lib/cni/results/weft-*"))
+	if err != nil {
+		return 0
+	}
+	n := 0
+	for _, f := range files {
+		if strings.Count(filepath.Base(f), "-") >= 2 {
+			n++
+		}
+	}
+	return n
+}

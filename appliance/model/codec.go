@@ -1,0 +1,55 @@
+package model
+
+import (
+	"cmp"
+	"encoding/json"
+	"slices"
+)
+
+// stored is the form of a Snapshot in the store: lists sorted by name, so that equal Snapshots give equal bytes.
+type stored struct {
+	Revision uint64  `json:"revision"`
+	Nodes    []*Node `json:"nodes"`
+	Pods     []*Pod  `json:"pods"`
+}
+
+// MarshalJSON prints the Snapshot with its objects sorted by name.
+func (s *Snapshot) MarshalJSON() ([]byte, error) {
+	out := stored{Revision: s.Revision, Nodes: s.SortedNodes()}
+	for _, p := range s.Pods {
+		out.Pods = append(out.Pods, p)
+	}
+	slices.SortFunc(out.Pods, func(a, b *Pod) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	return json.Marshal(out)
+}
+
+// UnmarshalJSON reads what MarshalJSON printed.
+func (s *Snapshot) UnmarshalJSON(b []byte) error {
+	var in stored
+	if err := json.Unmarshal(b, &in); err != nil {
+		return err
+	}
+	*s = Snapshot{Revision: in.Revision, Nodes: map[string]*Node{}, Pods: map[PodKey]*Pod{}}
+	for _, n := range in.Nodes {
+		s.Nodes[n.Name] = n
+	}
+	for _, p := range in.Pods {
+		s.Pods[p.Key()] = p
+	}
+	return nil
+}
+
+// SortedNodes returns the nodes in the order of their names. It may be called on a nil Snapshot.
+func (s *Snapshot) SortedNodes() []*Node {
+	if s == nil {
+		return nil
+	}
+	out := make([]*Node, 0, len(s.Nodes))
+	for _, n := range s.Nodes {
+		out = append(out, n)
+	}
+	slices.SortFunc(out, func(a, b *Node) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
