@@ -1,0 +1,3 @@
+module a.weft/early
+
+go 1.26.0
