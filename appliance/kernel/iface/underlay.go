@@ -1,0 +1,52 @@
+package iface
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"weft.network/weft/appliance/compile/route"
+)
+
+// Underlay returns the node's links that are up and have addresses, sorted by name. Not in it are weft's own links, the
+// loopback, and link-local IPv6 addresses, which no node is known by.
+func (b *Backend) Underlay(ctx context.Context) (route.Underlay, error) {
+	if err := ctx.Err(); err != nil {
+		return route.Underlay{}, err
+	}
+	links, errLinks := dump("links", b.links.LinkList)
+	addrs, errAddrs := dump("addresses", func() ([]netlink.Addr, error) { return b.links.AddrList(nil, netlink.FAMILY_ALL) })
+	if err := errors.Join(errLinks, errAddrs); err != nil {
+		return route.Underlay{}, err
+	}
+	byLink := map[int][]netip.Prefix{}
+	for _, a := range addrs {
+		if p := prefixOf(a.IPNet); !p.Addr().IsLinkLocalUnicast() || p.Addr().Is4() {
+			byLink[a.LinkIndex] = append(byLink[a.LinkIndex], p)
+		}
+	}
+	var u route.Underlay
+	for _, l := range links {
+		at := l.Attrs()
+		if isUnderlay(at) && len(byLink[at.Index]) > 0 {
+			u.Links = append(u.Links, route.UnderlayLink{Name: at.Name, MTU: at.MTU, Addresses: byLink[at.Index]})
+		}
+	}
+	slices.SortFunc(u.Links, func(x, y route.UnderlayLink) int { return strings.Compare(x.Name, y.Name) })
+	return u, nil
+}
+
+// isUnderlay reports whether a link may carry traffic between nodes.
+func isUnderlay(at *netlink.LinkAttrs) bool {
+	return at.Flags&net.FlagUp != 0 && at.Flags&net.FlagLoopback == 0 && !isOwnName(at.Name)
+}
+
+// isOwnName reports whether a name is one of weft's: NodeLink, TunnelLink, or a Pod's link.
+func isOwnName(name string) bool {
+	return name == route.NodeLink || name == route.TunnelLink || isPodLinkName(name) || isLimitName(name)
+}
