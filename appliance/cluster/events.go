@@ -1,0 +1,68 @@
+package cluster
+
+import (
+	"context"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcore "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/record"
+
+	"weft.network/weft/appliance/model"
+)
+
+// events is the Recorder of the Kubernetes source. client-go aggregates repeated events and limits their rate.
+type events struct {
+	node string
+
+	mu       sync.Mutex
+	recorder record.EventRecorder // nil while there is no session
+}
+
+func newEvents(node string) *events { return &events{node: node} }
+
+// start sends events through the client until the returned function is called.
+func (e *events) start(ctx context.Context, client kubernetes.Interface) (stop func()) {
+	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
+	broadcaster.StartRecordingToSink(&typedcore.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	e.set(broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "weft", Host: e.node}))
+	return func() {
+		e.set(nil)
+		broadcaster.Shutdown()
+	}
+}
+
+func (e *events) set(r record.EventRecorder) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.recorder = r
+}
+
+// WarnPod implements Recorder.
+func (e *events) WarnPod(pod model.PodRef, reason, message string) {
+	e.warn(&corev1.ObjectReference{
+		APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: types.UID(pod.UID),
+	}, reason, message)
+}
+
+// WarnNode implements Recorder. The UID of the reference is the node's name, as the kubelet has it and kubectl describe expects.
+func (e *events) WarnNode(node, reason, message string) {
+	e.warn(&corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: node, UID: types.UID(node)}, reason, message)
+}
+
+func (e *events) warn(about *corev1.ObjectReference, reason, message string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.recorder != nil && about.Name != "" {
+		e.recorder.Event(about, corev1.EventTypeWarning, reason, message)
+	}
+}
+
+// noEvents is the Recorder of a source that nobody looks at for events.
+type noEvents struct{}
+
+func (noEvents) WarnPod(model.PodRef, string, string) {}
+func (noEvents) WarnNode(string, string, string)      {}

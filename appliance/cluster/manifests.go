@@ -1,0 +1,267 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"weft.network/weft/appliance/model"
+)
+
+const (
+	// settle is how long a directory must be quiet before it is read: a file that is written in place is half there for a while.
+	settle = 50 * time.Millisecond
+	// settleMost bounds that wait.
+	settleMost = time.Second
+	// pollInterval is how often the files are read while they cannot be watched.
+	pollInterval = time.Second
+)
+
+// ManifestsOptions say which files to read.
+type ManifestsOptions struct {
+	// Dir is the directory; *.yaml, *.yml and *.json below it are read, except in directories whose name begins with a dot.
+	Dir string
+	// NodeName is the node whose Pods are published, as an API server would select them; empty publishes all Pods.
+	NodeName string
+	// OnProblem is told of each file that cannot be used, once; may be nil.
+	OnProblem func(string)
+}
+
+// Manifests is the source that reads the objects of a cluster from files. While a file is bad, the state before it stays.
+type Manifests struct {
+	options ManifestsOptions
+	objects *objects
+	status  *status
+	files   map[string]parsed // by path
+	said    map[string]bool   // problems of the last attempt
+	seed    maphash.Seed
+}
+
+// parsed is what a file with that content holds.
+type parsed struct {
+	sum     uint64
+	objects []object
+	err     error
+}
+
+// NewManifests checks the options. Nothing is read before Run.
+func NewManifests(o ManifestsOptions) (*Manifests, error) {
+	if o.Dir == "" {
+		return nil, errors.New("reading manifests: no directory is given: set --manifests")
+	}
+	if o.OnProblem == nil {
+		o.OnProblem = func(string) {}
+	}
+	return &Manifests{
+		options: o,
+		objects: newObjects(nil),
+		status:  newStatus(KindManifests, o.Dir, KindManifests),
+		files:   map[string]parsed{},
+		said:    map[string]bool{},
+		seed:    maphash.MakeSeed(),
+	}, nil
+}
+
+// Status implements Source.
+func (m *Manifests) Status() Status { return m.status.get(nil) }
+
+// Recorder implements Source: nobody reads Events of files.
+func (m *Manifests) Recorder() Recorder { return noEvents{} }
+
+// Run implements Source. It returns nil when the context ends.
+func (m *Manifests) Run(ctx context.Context, publish func(*model.Snapshot)) error {
+	watcher, err := fsnotify.NewWatcher() // fails when the machine has no inotify instances left
+	var events <-chan fsnotify.Event
+	var overflows <-chan error
+	if err == nil {
+		defer func() { _ = watcher.Close() }()
+		events, overflows = watcher.Events, watcher.Errors
+	}
+	poll := time.NewTicker(pollInterval)
+	defer poll.Stop()
+	for ctx.Err() == nil {
+		watched := m.watch(watcher)
+		m.load(publish)
+		blind := poll.C
+		if watched {
+			blind = nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-blind:
+		case <-overflows: // events were lost: read everything
+		case <-events:
+			quiet(ctx, events)
+		}
+	}
+	return nil
+}
+
+// quiet returns when no event has come for some time.
+func quiet(ctx context.Context, events <-chan fsnotify.Event) {
+	most := time.NewTimer(settleMost)
+	defer most.Stop()
+	timer := time.NewTimer(settle)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-events:
+			timer.Reset(settle)
+		case <-timer.C:
+			return
+		case <-most.C:
+			return
+		}
+	}
+}
+
+// watch watches all directories and reports whether it could. It comes before reading them, so that no change is missed.
+func (m *Manifests) watch(watcher *fsnotify.Watcher) bool {
+	if watcher == nil {
+		return false
+	}
+	return m.walk(func(path string, dir bool) error {
+		if dir {
+			return watcher.Add(path)
+		}
+		return nil
+	}) == nil
+}
+
+// walk visits the directories and the manifest files in the order of their paths.
+func (m *Manifests) walk(visit func(path string, dir bool) error) error {
+	root := m.options.Dir
+	if target, err := filepath.EvalSymlinks(root); err == nil && target != filepath.Clean(root) {
+		root += string(filepath.Separator) // WalkDir does not follow a link unless the path ends like this
+	}
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case path != root && strings.HasPrefix(d.Name(), "."): // also the hidden directories of a mounted ConfigMap
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		case d.IsDir():
+			return visit(path, true)
+		case !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(path)):
+			return nil
+		}
+		return visit(path, false)
+	})
+}
+
+// load reads all files and publishes what they hold, if all of them are good and something has changed.
+func (m *Manifests) load(publish func(*model.Snapshot)) {
+	problems := m.read()
+	var nodes map[string]*model.Node
+	var pods map[model.PodKey]*model.Pod
+	if len(problems) == 0 {
+		nodes, pods, problems = m.merge()
+	}
+	said := map[string]bool{}
+	for _, p := range problems {
+		said[p.Error()] = true
+		if !m.said[p.Error()] {
+			m.options.OnProblem(p.Error())
+		}
+	}
+	m.said = said
+	if len(problems) > 0 {
+		err := problems[0]
+		if more := len(problems) - 1; more > 0 {
+			err = fmt.Errorf("%w (and %d more)", err, more)
+		}
+		m.status.fails(KindManifests, err)
+		return
+	}
+	m.status.listed(KindManifests)
+	m.status.works(KindManifests)
+	m.apply(nodes, pods)
+	if s := m.objects.snapshot(); s != nil {
+		publish(s)
+	}
+}
+
+// read parses the files that have changed.
+func (m *Manifests) read() (problems []error) {
+	files := map[string]parsed{}
+	err := m.walk(func(path string, dir bool) error {
+		if dir {
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // gone since the directory was read; there will be an event
+		}
+		if err != nil {
+			problems = append(problems, fmt.Errorf("reading a manifest: %w", err))
+			return nil
+		}
+		sum := maphash.Bytes(m.seed, text)
+		file, ok := m.files[path]
+		if !ok || file.sum != sum {
+			file.sum = sum
+			file.objects, file.err = parseFile(path, text)
+		}
+		if file.err != nil {
+			problems = append(problems, file.err)
+		}
+		files[path] = file
+		return nil
+	})
+	if err != nil {
+		return append(problems, fmt.Errorf("reading the manifests: %w", err))
+	}
+	m.files = files
+	return problems
+}
+
+// merge puts the objects of all files together.
+func (m *Manifests) merge() (map[string]*model.Node, map[model.PodKey]*model.Pod, []error) {
+	nodes, pods := map[string]*model.Node{}, map[model.PodKey]*model.Pod{}
+	first := map[string]string{}
+	var problems []error
+	for _, path := range slices.Sorted(maps.Keys(m.files)) {
+		for _, o := range m.files[path].objects {
+			if at, ok := first[o.title]; ok {
+				problems = append(problems, fmt.Errorf("%s: %s: already defined at %s; remove one of them", o.at, o.title, at))
+				continue
+			}
+			first[o.title] = o.at
+			switch value := o.value.(type) {
+			case *model.Node:
+				nodes[value.Name] = value
+			case *model.Pod:
+				if m.options.NodeName == "" || value.Node == m.options.NodeName {
+					pods[value.Key()] = value
+				}
+			}
+		}
+	}
+	return nodes, pods, problems
+}
+
+// apply takes the objects over.
+func (m *Manifests) apply(nodes map[string]*model.Node, pods map[model.PodKey]*model.Pod) {
+	m.objects.mu.Lock()
+	defer m.objects.mu.Unlock()
+	for _, changed := range []bool{m.objects.nodes.replace(nodes), m.objects.pods.replace(pods)} {
+		if changed {
+			m.objects.touch()
+		}
+	}
+}
