@@ -38,7 +38,10 @@ func init() {
 	case "weftd", "weft-proxy", "weft-dns", "weft-bgp":
 		return
 	}
-	Input, Read = readAll(0, maxInput+1), true
+	Read = true
+	if os.Getenv("CNI_COMMAND") != "VERSION" { // it needs no input, and people type it at a terminal
+		Input = readAll(0, maxInput+1)
+	}
 	fd, ok := connect(socketPath(Input))
 	if !ok {
 		return
@@ -69,27 +72,48 @@ func base(path string) string {
 	return path
 }
 
-// socketPath takes the key "runDir" from the configuration without parsing it: main parses it properly if this finds nothing.
+// socketPath takes the key "runDir" from the configuration without parsing it. A value with escapes gives no path: main then
+// reads it properly, and nobody else's daemon gets the call.
 func socketPath(conf []byte) string {
 	const key = `"runDir"`
 	for i := 0; i+len(key) < len(conf); i++ {
 		if string(conf[i:i+len(key)]) != key {
 			continue
 		}
-		rest := conf[i+len(key):]
-		start := -1
-		for j, c := range rest {
-			switch {
-			case start < 0 && c == '"':
-				start = j + 1
-			case start >= 0 && c == '"':
-				return string(rest[start:j]) + socketName
-			case start < 0 && c != ':' && c != ' ' && c != '\t' && c != '\n' && c != '\r', c == '\\':
-				return defaultSocket
+		value, ok := stringAfterColon(conf[i+len(key):])
+		if !ok {
+			continue
+		}
+		for _, c := range value {
+			if c == '\\' {
+				return ""
 			}
+		}
+		if len(value) > 0 {
+			return string(value) + socketName
 		}
 	}
 	return defaultSocket
+}
+
+// stringAfterColon returns what stands between the quotes in text that goes on like: : "value"
+func stringAfterColon(text []byte) (value []byte, ok bool) {
+	start, colon := -1, false
+	for j, c := range text {
+		switch {
+		case start >= 0:
+			if c == '"' && text[j-1] != '\\' {
+				return text[start:j], true
+			}
+		case c == ':' && !colon:
+			colon = true
+		case c == '"' && colon:
+			start = j + 1
+		case c != ' ' && c != '\t' && c != '\n' && c != '\r':
+			return nil, false
+		}
+	}
+	return nil, false
 }
 
 func connect(path string) (int, bool) {
@@ -97,12 +121,20 @@ func connect(path string) (int, bool) {
 	if err != nil {
 		return 0, false
 	}
-	if syscall.Connect(fd, &syscall.SockaddrUnix{Name: path}) != nil {
-		_ = syscall.Close(fd)
-		return 0, false
+	// A daemon that is stopped or hangs must not hang the runtime too; connect waits as long as send may (unix(7)).
+	for _, option := range []int{syscall.SO_RCVTIMEO, syscall.SO_SNDTIMEO} {
+		_ = syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, option, &syscall.Timeval{Sec: answerTimeout})
 	}
-	_ = syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &syscall.Timeval{Sec: answerTimeout})
-	return fd, true
+	for {
+		err := syscall.Connect(fd, &syscall.SockaddrUnix{Name: path})
+		if err == nil {
+			return fd, true
+		}
+		if err != syscall.EINTR {
+			_ = syscall.Close(fd)
+			return 0, false
+		}
+	}
 }
 
 // request prints an HTTP/1.0 request: 1.0, so that the answer is neither chunked nor kept alive. The body is the plugin's
@@ -128,11 +160,15 @@ func send(fd int, msg []byte, netns string) bool {
 			oob = syscall.UnixRights(ns)
 		}
 	}
-	n, err := syscall.SendmsgN(fd, msg, oob, nil, 0)
-	if err != nil {
-		return false
+	for {
+		n, err := syscall.SendmsgN(fd, msg, oob, nil, 0)
+		if err == nil {
+			return writeAll(fd, msg[n:])
+		}
+		if err != syscall.EINTR {
+			return false
+		}
 	}
-	return writeAll(fd, msg[n:])
 }
 
 // parse takes the exit code (header Weft-Exit) and the body out of the answer.

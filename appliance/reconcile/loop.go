@@ -1,0 +1,306 @@
+// Package reconcile is the one loop of the daemon: newest picture of the cluster, compile, apply, and again when anything differs.
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"weft.network/weft/appliance/compile/podnet"
+	"weft.network/weft/appliance/compile/route"
+	"weft.network/weft/appliance/model"
+	"weft.network/weft/appliance/ruleset"
+)
+
+// Host is the kernel's links, addresses, routes and neighbours. Apply sets the whole state and tells what it changed.
+type Host interface {
+	Underlay(ctx context.Context) (route.Underlay, error)
+	ApplyHost(ctx context.Context, want route.HostNet) (changes []string, err error)
+	// ApplyPods repairs the host side of attachments whose link exists.
+	ApplyPods(ctx context.Context, want []podnet.Attachment) (changes []string, err error)
+	EnsureSysctls(ctx context.Context) (changes, problems []string)
+}
+
+// Rules is the kernel's packet filter. Apply sets whole tables.
+type Rules interface {
+	Apply(ctx context.Context, want []ruleset.Table) (changes int, err error)
+	// Invalidate makes the next Apply read the kernel instead of trusting what it remembers.
+	Invalidate()
+}
+
+// Inputs are asked at the start of each round.
+type Inputs struct {
+	Snapshot func() *model.Snapshot
+	Leases   func() []*model.Lease
+	Ports    func() []*model.HostPorts
+}
+
+// Trigger says why a round runs.
+type Trigger struct {
+	// Foreign is true when the kernel changed without us: what the round then changes is a repair.
+	Foreign bool
+	// Rules is true when the packet filter was touched.
+	Rules bool
+	// What is for the log.
+	What string
+}
+
+// Status is what the loop last did.
+type Status struct {
+	State    route.State
+	Applied  bool      // at least one round has succeeded
+	At       time.Time // of the last round
+	Took     time.Duration
+	Rounds   uint64
+	Repairs  uint64
+	Err      string // of the last round; empty when it succeeded
+	Problems []string
+}
+
+// Loop brings the kernel to what the Snapshot asks for.
+type Loop struct {
+	Inputs   Inputs
+	Host     Host
+	Rules    Rules
+	Log      *zap.Logger
+	OnChange func(Status)
+
+	trigger chan Trigger
+
+	run sync.Mutex // one round at a time
+
+	mu     sync.Mutex
+	config route.Config
+	status Status
+}
+
+// The pace of the loop.
+const (
+	// settle is how long a round waits for more changes after the first.
+	settle = 5 * time.Millisecond
+	// audit is how often everything is compared although nobody said that anything changed.
+	audit = time.Minute
+	// firstRetry and lastRetry bound the pause after a failed round.
+	firstRetry = 200 * time.Millisecond
+	lastRetry  = 15 * time.Second
+)
+
+// New returns a loop that has not run yet.
+func New(cfg route.Config, in Inputs, h Host, r Rules, log *zap.Logger) *Loop {
+	return &Loop{Inputs: in, Host: h, Rules: r, Log: log, config: cfg, trigger: make(chan Trigger, 64)}
+}
+
+// Kick asks for a round soon. It never blocks: when the queue is full a round is due anyway.
+func (l *Loop) Kick(t Trigger) {
+	select {
+	case l.trigger <- t:
+	default:
+	}
+}
+
+// Configure takes new settings and asks for a round.
+func (l *Loop) Configure(cfg route.Config) {
+	l.mu.Lock()
+	l.config = cfg
+	l.mu.Unlock()
+	l.Kick(Trigger{What: "the configuration changed"})
+}
+
+// Settings returns those in force.
+func (l *Loop) Settings() route.Config {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.config
+}
+
+// Status returns what the last round did.
+func (l *Loop) Status() Status {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.status
+}
+
+// Run loops until ctx ends.
+func (l *Loop) Run(ctx context.Context) {
+	ticker := time.NewTicker(audit)
+	defer ticker.Stop()
+	retry := time.Duration(0)
+	for {
+		var wait <-chan time.Time
+		if retry > 0 {
+			wait = time.After(retry)
+		}
+		var t Trigger
+		select {
+		case <-ctx.Done():
+			return
+		case t = <-l.trigger:
+			t = l.gather(ctx, t)
+		case <-ticker.C:
+			t = Trigger{What: "audit", Foreign: true, Rules: true}
+		case <-wait:
+			t = Trigger{What: "retry", Rules: true}
+		}
+		if err := l.Round(ctx, t); err != nil && ctx.Err() == nil {
+			retry = min(max(2*retry, firstRetry), lastRetry)
+			l.Log.Error("the node's network is not as it should be; trying again", zap.Error(err), zap.Duration("in", retry))
+		} else {
+			retry = 0
+		}
+	}
+}
+
+// gather waits a moment for more triggers and merges them.
+func (l *Loop) gather(ctx context.Context, t Trigger) Trigger {
+	timer := time.NewTimer(settle)
+	defer timer.Stop()
+	for {
+		select {
+		case more := <-l.trigger:
+			t.Foreign, t.Rules = t.Foreign || more.Foreign, t.Rules || more.Rules
+			if t.What != more.What && len(t.What) < 200 {
+				t.What += "; " + more.What
+			}
+		case <-timer.C:
+			return t
+		case <-ctx.Done():
+			return t
+		}
+	}
+}
+
+// Round compiles the newest Snapshot and applies it.
+func (l *Loop) Round(ctx context.Context, t Trigger) error {
+	l.run.Lock()
+	defer l.run.Unlock()
+	start := time.Now()
+	state, changes, problems, err := l.apply(ctx, t)
+
+	l.mu.Lock()
+	s := &l.status
+	before := s.State.Warnings
+	s.At, s.Took, s.Rounds, s.Problems = start, time.Since(start), s.Rounds+1, problems
+	if s.Err = ""; err != nil {
+		s.Err = err.Error()
+	} else {
+		s.Applied = true
+	}
+	if state != nil {
+		s.State = *state
+	}
+	if t.Foreign {
+		s.Repairs += uint64(len(changes))
+	}
+	status := *s
+	l.mu.Unlock()
+
+	l.report(t, changes, before, status)
+	if l.OnChange != nil {
+		l.OnChange(status)
+	}
+	return err
+}
+
+// report logs what a round changed and what is new among the warnings.
+func (l *Loop) report(t Trigger, changes, before []string, s Status) {
+	known := map[string]bool{}
+	for _, w := range before {
+		known[w] = true
+	}
+	for _, w := range s.State.Warnings {
+		if !known[w] {
+			l.Log.Warn(w)
+		}
+	}
+	if len(changes) == 0 {
+		return
+	}
+	if t.Foreign {
+		l.Log.Warn("repaired what something else changed", zap.String("seen", t.What), zap.Strings("repairs", changes))
+		return
+	}
+	l.Log.Info("applied", zap.String("because", t.What), zap.Strings("changes", changes), zap.Duration("took", s.Took))
+}
+
+// apply does one round. state is nil when the cluster does not know this node (any more): what the kernel holds then stays,
+// since an empty answer is more often a mistake than a wish.
+func (l *Loop) apply(ctx context.Context, t Trigger) (state *route.State, changes, problems []string, err error) {
+	l.mu.Lock()
+	cfg := l.config
+	last := l.status.State
+	l.mu.Unlock()
+	under, err := l.Host.Underlay(ctx)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("reading the node's links: %w", err)
+	}
+	snap := l.Inputs.Snapshot()
+	compiled := route.Compile(snap, cfg, under)
+	if snap.Node(cfg.NodeName) == nil {
+		last.Warnings = compiled.Warnings
+		return &last, nil, nil, nil
+	}
+	state = &compiled
+	changes, err = l.Host.ApplyHost(ctx, compiled.HostNet)
+	if err != nil {
+		return state, changes, nil, fmt.Errorf("applying links and routes: %w", err)
+	}
+	// After the links: some settings are theirs.
+	more, problems := l.Host.EnsureSysctls(ctx)
+	changes = append(changes, more...)
+	more, err = l.Host.ApplyPods(ctx, l.attachments())
+	changes = append(changes, more...)
+	if err != nil {
+		return state, changes, problems, fmt.Errorf("applying the routes of Pods: %w", err)
+	}
+	if t.Rules {
+		l.Rules.Invalidate()
+	}
+	n, err := l.applyRules(ctx, cfg, &compiled)
+	if n > 0 {
+		changes = append(changes, fmt.Sprintf("%d nftables objects", n))
+	}
+	return state, changes, problems, err
+}
+
+func (l *Loop) attachments() []podnet.Attachment {
+	var out []podnet.Attachment
+	for _, lease := range l.Inputs.Leases() {
+		if lease.Kind == model.LeasePod {
+			out = append(out, podnet.Compile(lease))
+		}
+	}
+	return out
+}
+
+func (l *Loop) applyRules(ctx context.Context, cfg route.Config, s *route.State) (int, error) {
+	in := ruleset.FabricInput{
+		PodRanges: s.PodRanges, NoMasquerade: s.NoMasquerade, Masquerade: cfg.Masquerade,
+		TunnelSources: s.TunnelSources, HostPorts: l.Inputs.Ports(),
+	}
+	if s.HostNet.Tunnel != nil {
+		in.TunnelPort = s.HostNet.Tunnel.Port
+	}
+	table, conflicts := ruleset.Fabric(in)
+	for _, c := range conflicts {
+		l.Log.Warn("two attachments want one host port", zap.String("conflict", c.String()))
+	}
+	n, err := l.Rules.Apply(ctx, []ruleset.Table{table})
+	if err != nil {
+		return n, fmt.Errorf("applying the packet filter: %w", err)
+	}
+	return n, nil
+}
+
+// SyncRules programs the packet filter now, with the newest host ports, and returns when the kernel has it.
+func (l *Loop) SyncRules(ctx context.Context) error {
+	l.run.Lock()
+	defer l.run.Unlock()
+	l.mu.Lock()
+	cfg, state := l.config, l.status.State
+	l.mu.Unlock()
+	_, err := l.applyRules(ctx, cfg, &state)
+	return err
+}
