@@ -110,7 +110,7 @@ func TestTruncatedAnywhere(t *testing.T) {
 func TestFlippedBytes(t *testing.T) {
 	whole := sample(t, 60)
 	want := readAll(t, open(t, place(t, whole)))
-	rounds := 600
+	rounds := 300
 	if testing.Short() {
 		rounds = 60
 	}
@@ -228,7 +228,7 @@ func TestDamagedCopiesAreFew(t *testing.T) {
 		}
 		closeStore(t, open(t, path))
 	}
-	equal(t, keepDamaged, len(must(filepath.Glob(path + ".damaged-*"))(t)))
+	equal(t, keepDamaged, len(must(filepath.Glob(path+".damaged-*"))(t)))
 	equal(t, os.FileMode(0o600), must(os.Stat(path))(t).Mode().Perm())
 }
 
@@ -255,7 +255,7 @@ func TestReplacedWhileWaiting(t *testing.T) {
 func TestVerifyAgreesWithBolt(t *testing.T) {
 	whole := sample(t, 60)
 	random := rand.New(rand.NewPCG(5, 6))
-	rounds := 1000
+	rounds := 500
 	if testing.Short() {
 		rounds = 100
 	}

@@ -1,0 +1,118 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"weft.network/weft/appliance/config"
+	"weft.network/weft/appliance/install"
+	"weft.network/weft/packaging"
+)
+
+func installFlags() []cli.Flag {
+	return []cli.Flag{
+		outputFlag(),
+		&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and do nothing"},
+		&cli.StringFlag{Name: "cni-bin-dir", Usage: "`DIR` where the runtime looks for CNI plugins", DefaultText: "found: k3s, kubeadm or /opt/cni/bin"},
+		&cli.StringFlag{Name: "cni-conf-dir", Usage: "`DIR` where the runtime looks for network configurations", DefaultText: "found: k3s, kubeadm or /etc/cni/net.d"},
+		&cli.StringFlag{Name: "root", Value: "/", Usage: "put `DIR` in front of every path, as for an image"},
+		&cli.BoolFlag{Name: "no-start", Usage: "leave the service as it is"},
+	}
+}
+
+func installCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "install",
+		Usage: "put weft on this node: binary, CNI plugins, service, settings (again: nothing to do)",
+		Flags: append(installFlags(),
+			&cli.StringFlag{Name: "kubeconfig", Usage: "`FILE` that names the API server, written to weft.yaml"},
+			&cli.StringFlag{Name: "manifests", Usage: "`DIR` of the cluster's objects instead of an API server, written to weft.yaml"},
+		),
+		OnUsageError: usageError, Before: noArguments,
+		Action: func(c *cli.Context) error {
+			env, opts, err := installEnv(c)
+			if err != nil {
+				return err
+			}
+			plan, err := install.Install(c.Context, env, opts)
+			if err != nil {
+				return err
+			}
+			return carryOut(c, env, plan)
+		},
+	}
+}
+
+func uninstallCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "uninstall",
+		Usage: "take back what install did; Pods keep their network until they are restarted",
+		Flags: append(installFlags(),
+			&cli.BoolFlag{Name: "purge", Usage: "also remove weft.yaml and the store, and with it every lease"},
+		),
+		OnUsageError: usageError, Before: noArguments,
+		Action: func(c *cli.Context) error {
+			env, opts, err := installEnv(c)
+			if err != nil {
+				return err
+			}
+			plan, err := install.Uninstall(c.Context, env, opts)
+			if err != nil {
+				return err
+			}
+			return carryOut(c, env, plan)
+		},
+	}
+}
+
+func installEnv(c *cli.Context) (install.Env, install.Options, error) {
+	env, err := install.System()
+	if err != nil {
+		return env, install.Options{}, err
+	}
+	env.Root = c.String("root")
+	return env, install.Options{
+		CNIBinDir: c.String("cni-bin-dir"), CNIConfDir: c.String("cni-conf-dir"), Kubeconfig: c.String("kubeconfig"),
+		Manifests: c.String("manifests"), NoStart: c.Bool("no-start"), Purge: c.Bool("purge"),
+	}, nil
+}
+
+func carryOut(c *cli.Context, env install.Env, plan install.Plan) error {
+	if err := show(c, plan, func(p *printer) { p.line("%s", plan.String()) }); err != nil {
+		return err
+	}
+	if c.Bool("dry-run") {
+		return nil
+	}
+	return plan.Apply(c.Context, env, func(install.Step) {})
+}
+
+func configCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "config",
+		Usage: "print weft.yaml with every key, its default and what it does, or check one with --check",
+		Flags: []cli.Flag{&cli.StringFlag{Name: "check", Usage: "read `FILE` as weftd would, and say what is wrong with it"}},
+
+		OnUsageError: usageError, Before: noArguments,
+		Action: func(c *cli.Context) error {
+			if path := c.String("check"); path != "" {
+				return checkConfig(c, path)
+			}
+			text, err := packaging.Config(nil)
+			if err != nil {
+				return err
+			}
+			_, err = c.App.Writer.Write(text)
+			return err
+		},
+	}
+}
+
+func checkConfig(c *cli.Context, path string) error {
+	if _, err := config.Load(path, true); err != nil {
+		return err
+	}
+	fmt.Fprintf(c.App.Writer, "%s is fine\n", path)
+	return nil
+}

@@ -1,0 +1,226 @@
+// Package appliance is the composition root: it builds every part of the daemon in one readable function and runs them.
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"weft.network/weft/appliance/attach"
+	"weft.network/weft/appliance/cluster"
+	"weft.network/weft/appliance/compile/route"
+	"weft.network/weft/appliance/config"
+	"weft.network/weft/appliance/control"
+	"weft.network/weft/appliance/model"
+	"weft.network/weft/appliance/prober"
+	"weft.network/weft/appliance/reconcile"
+	"weft.network/weft/appliance/store"
+)
+
+// StoreName is the name of the store in the state directory.
+const StoreName = "weft.db"
+
+// Daemon is the running appliance of one node.
+type Daemon struct {
+	cfg     config.Config
+	version string
+	log     *zap.Logger
+	started time.Time
+
+	store    *store.Store
+	kernel   *kernel
+	attacher *attach.Attacher
+	loop     *reconcile.Loop
+	source   cluster.Source
+	prober   *prober.Prober
+	metrics  *metrics
+
+	// newest is the picture of the cluster with this node's own settings laid over it.
+	newest cluster.Holder
+	// rounds wakes who waits for a round of the loop.
+	rounds cluster.Holder
+	save   chan *model.Snapshot
+	ready  atomic.Bool
+}
+
+// Run is weftd: it takes the store, adopts what the kernel holds, and works until ctx ends. The data path stays as it is
+// when Run returns. load reads the settings, now and again at each SIGHUP.
+func Run(ctx context.Context, load func() (config.Config, error), version string, log *zap.Logger) (err error) {
+	cfg, err := load()
+	if err != nil {
+		return err
+	}
+	cluster.RouteLogs(func(line string) { log.Debug(line) })
+	d := &Daemon{cfg: cfg, version: version, log: log, started: time.Now(), save: make(chan *model.Snapshot, 1)}
+	if err := d.open(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	if err := d.hideConflist(); err != nil {
+		return err
+	}
+	listener, err := control.Listen(cfg.RunDir)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return control.Serve(ctx, listener, d.handler(), shutdownGrace) })
+	g.Go(func() error { return d.serveHTTP(ctx) })
+	g.Go(func() error { return d.runSource(ctx) })
+	g.Go(func() error { d.loop.Run(ctx); return nil })
+	g.Go(func() error { d.watchKernel(ctx); return nil })
+	g.Go(func() error { d.saveSnapshots(ctx); return nil })
+	g.Go(func() error { d.watchLeaks(ctx); return nil })
+	g.Go(func() error { d.runProber(ctx); return nil })
+	g.Go(func() error { d.followPodMTU(ctx); return nil })
+	g.Go(func() error { d.reloadOnHangup(ctx, load); return nil })
+	log.Info("weftd started", zap.String("version", version), zap.String("node", cfg.NodeName), zap.String("source", d.source.Status().Kind))
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	log.Info("weftd stopped; traffic goes on without it")
+	return nil
+}
+
+// shutdownGrace is how long requests under way may take when the daemon stops.
+const shutdownGrace = 10 * time.Second
+
+// open builds the parts in the order in which they need each other.
+func (d *Daemon) open(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	if d.cfg.NodeName == "" {
+		if d.cfg.NodeName, err = os.Hostname(); err != nil {
+			return fmt.Errorf("finding the node's name (set nodeName): %w", err)
+		}
+	}
+	if d.store, err = openStore(d.cfg.StateDir, d.version, storeWait); err != nil {
+		return err
+	}
+	if rec := d.store.Recovered(); rec != "" {
+		d.log.Error("THE STORE WAS DAMAGED; leases are rebuilt from the kernel and the runtime", zap.String("store", rec))
+	}
+	if d.kernel, err = openKernel(d.log); err != nil {
+		return err
+	}
+	if d.source, err = d.newSource(ctx); err != nil {
+		return err
+	}
+	state, err := d.restore(ctx)
+	if err != nil {
+		return err
+	}
+	d.attacher = attach.New(attach.Options{
+		Kernel: d.kernel, Store: d.store, Node: d, Log: d.log.Named("attach"),
+		Now: unixNow, CoolOff: int64(d.cfg.IPAM.CoolOff / time.Second),
+	}, state)
+	d.loop = reconcile.New(routeConfig(&d.cfg), reconcile.Inputs{
+		Snapshot: d.snapshot, Leases: d.attacher.Leases, Ports: d.attacher.HostPorts,
+	}, d.kernel, d.kernel, d.log.Named("reconcile"))
+	d.loop.OnChange = d.afterRound
+	d.metrics = newMetrics(d)
+	d.prober = d.newProber()
+	return d.startFromStore()
+}
+
+// storeWait is how long a starting daemon waits for the one before it to let go of the store.
+const storeWait = 10 * time.Second
+
+func openStore(dir, version string, wait time.Duration) (*store.Store, error) {
+	s, err := store.Open(filepath.Join(dir, StoreName), store.Options{Timeout: wait, Version: version})
+	if errors.Is(err, store.ErrBusy) {
+		return nil, fmt.Errorf("another weftd owns the store %s: stop it first (systemctl stop weftd): %w", filepath.Join(dir, StoreName), err)
+	}
+	return s, err
+}
+
+func (d *Daemon) close() error {
+	var errs []error
+	if d.kernel != nil {
+		errs = append(errs, d.kernel.close())
+	}
+	if d.store != nil {
+		errs = append(errs, d.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func unixNow() int64 { return time.Now().Unix() }
+
+func routeConfig(c *config.Config) route.Config {
+	return route.Config{
+		NodeName: c.NodeName, Mode: route.Mode(c.Fabric.Mode), MTU: c.Fabric.MTU,
+		VNI: c.Fabric.VXLAN.VNI, Port: c.Fabric.VXLAN.Port,
+		NoMasquerade: c.Masquerade.Exclude, Masquerade: c.Masquerade.Enabled,
+	}
+}
+
+// afterRound decides about the conflist: it is written once a round has succeeded and this node has addresses to give.
+func (d *Daemon) afterRound(reconcile.Status) {
+	d.rounds.Set(d.snapshot())
+	why := d.notReady()
+	if why != nil {
+		if d.ready.Swap(false) {
+			d.log.Warn("this node cannot attach Pods any more", zap.Error(why))
+		}
+		return
+	}
+	if d.ready.Load() {
+		return
+	}
+	if err := d.showConflist(); err != nil {
+		d.log.Error("telling the runtime that the network is ready", zap.Error(err))
+		return
+	}
+	d.ready.Store(true)
+	d.log.Info("this node is ready: Pods can be attached", zap.Duration("after", time.Since(d.started)))
+}
+
+// watchLeaks frees what nothing stands behind any more, at start and then periodically: containerd never calls GC.
+func (d *Daemon) watchLeaks(ctx context.Context) {
+	ticker := time.NewTicker(d.cfg.IPAM.ReconcileInterval)
+	defer ticker.Stop()
+	for {
+		if err := d.freeLeaks(ctx); err != nil && ctx.Err() == nil {
+			d.log.Warn("looking for leaked addresses", zap.Error(err))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+func (d *Daemon) freeLeaks(ctx context.Context) error {
+	leaks, err := d.leaks(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range leaks {
+		d.log.Warn("freeing a leaked lease", zap.Stringer("attachment", l.Lease.AttachmentKey), zap.Stringer("pod", l.Lease.Pod),
+			zap.Stringers("addresses", l.Lease.Addresses), zap.String("why", l.Why))
+		if err := d.attacher.Del(ctx, l.Lease.AttachmentKey, l.Lease.Kind); err != nil {
+			return err
+		}
+		d.metrics.leaks.Inc()
+	}
+	return nil
+}
+
+// watchKernel turns what happens in the kernel into rounds of the loop.
+func (d *Daemon) watchKernel(ctx context.Context) {
+	for t := range d.kernel.watch(ctx) {
+		d.loop.Kick(t)
+	}
+}

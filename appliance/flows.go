@@ -1,0 +1,57 @@
+package appliance
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"weft.network/weft/appliance/kernel/conntrack"
+)
+
+// flows forgets connection tracking entries behind the calls that ask for it, many at once.
+type flows struct {
+	table *conntrack.Table
+	log   *zap.Logger
+	work  sync.WaitGroup
+
+	mu      sync.Mutex
+	pending []conntrack.Filter
+	running bool
+}
+
+// forgetTime bounds one pass through the table.
+const forgetTime = 30 * time.Second
+
+func (f *flows) forget(filters []conntrack.Filter) {
+	if len(filters) == 0 {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pending = append(f.pending, filters...)
+	if !f.running {
+		f.running = true
+		f.work.Go(f.run)
+	}
+}
+
+// run passes through the table until nothing is pending.
+func (f *flows) run() {
+	for {
+		f.mu.Lock()
+		filters := f.pending
+		f.pending = nil
+		f.running = len(filters) > 0
+		f.mu.Unlock()
+		if len(filters) == 0 {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), forgetTime)
+		if _, err := f.table.Forget(ctx, filters...); err != nil {
+			f.log.Warn("forgetting the flows of Pods and host ports that are gone", zap.Error(err))
+		}
+		cancel()
+	}
+}

@@ -1,0 +1,196 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"go.uber.org/zap"
+
+	"weft.network/weft/appliance/attach"
+	"weft.network/weft/appliance/kernel/conntrack"
+	"weft.network/weft/appliance/kernel/iface"
+	"weft.network/weft/appliance/kernel/nft"
+	"weft.network/weft/appliance/model"
+	"weft.network/weft/appliance/reconcile"
+	"weft.network/weft/appliance/ruleset"
+)
+
+// kernel joins the backends into what attach and reconcile ask for.
+type kernel struct {
+	*iface.Backend
+	rules *nft.Backend
+	flows flows
+	log   *zap.Logger
+}
+
+func openKernel(log *zap.Logger) (*kernel, error) {
+	links, err := iface.Open(iface.Options{})
+	if err != nil {
+		return nil, fmt.Errorf("opening the kernel's links and routes: %w", err)
+	}
+	rules, err := nft.Open(nft.Options{})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the kernel's packet filter: %w", err), links.Close())
+	}
+	return &kernel{Backend: links, rules: rules, flows: flows{table: conntrack.Open(0), log: log}, log: log}, nil
+}
+
+func (k *kernel) close() error {
+	k.flows.work.Wait()
+	k.rules.Close()
+	return k.Backend.Close()
+}
+
+// OpenNS opens a network namespace for the attacher.
+func (k *kernel) OpenNS(path string) (int, func(), error) {
+	f, err := iface.OpenNS(path)
+	if errors.Is(err, iface.ErrNetNSGone) {
+		return -1, nil, fmt.Errorf("%s: %w", path, attach.ErrNetNSGone)
+	}
+	if err != nil {
+		return -1, nil, err
+	}
+	return int(f.Fd()), func() { _ = f.Close() }, nil
+}
+
+// isNetNS reports whether a file that the runtime's plugin passed is a network namespace.
+func isNetNS(f *os.File) bool { return iface.IsNetNS(f) }
+
+// HasPod reports whether the host end exists.
+func (k *kernel) HasPod(ctx context.Context, hostIf string) (bool, error) {
+	return k.HasLink(ctx, hostIf)
+}
+
+// ForgetFlows drops the UDP flows of Pods that are gone. Reading the table takes a while on a busy node, so that it happens
+// behind the call, for all Pods that go at the same time at once.
+func (k *kernel) ForgetFlows(addrs []netip.Addr) {
+	filters := make([]conntrack.Filter, 0, 2*len(addrs))
+	for _, a := range addrs {
+		filters = append(filters, conntrack.Filter{Proto: model.UDP, Src: a}, conntrack.Filter{Proto: model.UDP, Backend: a})
+	}
+	k.flows.forget(filters)
+}
+
+// ForgetPortFlows drops UDP flows that host ports which were opened or closed would have sent elsewhere.
+func (k *kernel) ForgetPortFlows(hp *model.HostPorts) {
+	var filters []conntrack.Filter
+	for _, m := range hp.Mappings {
+		if m.Protocol != model.UDP {
+			continue
+		}
+		filters = append(filters, conntrack.Filter{Proto: model.UDP, DstPort: m.HostPort, Untranslated: true})
+		for _, a := range hp.Addresses {
+			filters = append(filters, conntrack.Filter{Proto: model.UDP, DstPort: m.HostPort, Backend: a})
+		}
+	}
+	k.flows.forget(filters)
+}
+
+// LetLocalhostReach makes host ports of these addresses answer on the node's 127.0.0.1.
+func (k *kernel) LetLocalhostReach(ctx context.Context, addrs []netip.Addr) error {
+	for _, a := range addrs {
+		if a.Is4() {
+			link, err := k.LinkOf(ctx, a)
+			if err != nil {
+				return err
+			}
+			return k.SetRouteLocalnet(ctx, link, true)
+		}
+	}
+	return nil
+}
+
+// Apply sets whole tables of the packet filter.
+func (k *kernel) Apply(ctx context.Context, want []ruleset.Table) (int, error) {
+	s, err := k.rules.Apply(ctx, want)
+	if s.Retry != nil {
+		k.log.Warn("the packet filter was not as remembered and was read again", zap.Error(s.Retry))
+	}
+	return s.ElementsAdded + s.ElementsDeleted + s.Chains, err
+}
+
+// Invalidate forgets what the packet filter holds.
+func (k *kernel) Invalidate() { k.rules.Invalidate() }
+
+// EnsureSysctls sets what routing Pods needs.
+func (k *kernel) EnsureSysctls(ctx context.Context) (changes, problems []string) {
+	want, err := k.HostSysctls(ctx)
+	if err != nil {
+		return nil, []string{err.Error()}
+	}
+	return k.Backend.EnsureSysctls(ctx, want)
+}
+
+// watch merges what links, routes and the packet filter report. It ends with ctx.
+func (k *kernel) watch(ctx context.Context) <-chan reconcile.Trigger {
+	out := make(chan reconcile.Trigger)
+	links, err := k.Watch(ctx)
+	if err != nil {
+		k.log.Error("changes of links and routes are only seen by the audit, once a minute", zap.Error(err))
+	}
+	rules, err := k.rules.Watch(ctx)
+	if err != nil {
+		k.log.Error("changes of the packet filter are only seen by the audit, once a minute", zap.Error(err))
+	}
+	go func() {
+		defer close(out)
+		for ctx.Err() == nil {
+			var t reconcile.Trigger
+			select {
+			case <-ctx.Done():
+				return
+			case e, ok := <-links:
+				if !ok {
+					links = nil
+					continue
+				}
+				t = linkTrigger(e)
+			case e, ok := <-rules:
+				if !ok {
+					rules = nil
+					continue
+				}
+				t = reconcile.Trigger{Foreign: true, Rules: true, What: e.String()}
+			}
+			select {
+			case out <- t:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
+
+func linkTrigger(e iface.Event) reconcile.Trigger {
+	t := reconcile.Trigger{Foreign: len(e.Ours) > 0 || e.Resync, Rules: e.Resync}
+	switch {
+	case len(e.Ours) > 0:
+		t.What = fmt.Sprint(e.Ours)
+	case e.Underlay:
+		t.What = "a link of the node changed"
+	default:
+		t.What = "notifications of the kernel were lost"
+	}
+	return t
+}
+
+// The backends are what the users of them ask for.
+var (
+	_ attach.Kernel   = (*kernel)(nil)
+	_ reconcile.Host  = (*kernel)(nil)
+	_ reconcile.Rules = (*kernel)(nil)
+)
+
+// SetBandwidth limits an interface.
+func (k *kernel) SetBandwidth(ctx context.Context, hostIf string, b model.Bandwidth) error {
+	return k.Backend.SetBandwidth(ctx, hostIf, iface.Bandwidth(b))
+}
+
+// CheckBandwidth compares the limits of an interface.
+func (k *kernel) CheckBandwidth(ctx context.Context, hostIf string, b model.Bandwidth) error {
+	return k.Backend.CheckBandwidth(ctx, hostIf, iface.Bandwidth(b))
+}

@@ -1,0 +1,196 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"weft.network/weft/appliance/attach"
+	"weft.network/weft/appliance/cluster"
+	"weft.network/weft/appliance/ipam"
+	"weft.network/weft/appliance/model"
+	"weft.network/weft/appliance/reconcile"
+
+	"go.uber.org/zap"
+)
+
+// snapshot returns the newest picture of the cluster, or nil.
+func (d *Daemon) snapshot() *model.Snapshot { return d.newest.Get() }
+
+// publish takes a new picture from the source.
+func (d *Daemon) publish(s *model.Snapshot) {
+	d.newest.Set(d.overlay(s))
+	d.loop.Kick(reconcile.Trigger{What: "the cluster changed"})
+	if s.Stored {
+		return
+	}
+	select { // only the newest is worth writing
+	case <-d.save:
+	default:
+	}
+	select {
+	case d.save <- s:
+	default:
+	}
+}
+
+// overlay lays this node's own settings over what the cluster says: addresses and Pod ranges from weft.yaml win.
+func (d *Daemon) overlay(s *model.Snapshot) *model.Snapshot {
+	if len(d.cfg.NodeAddresses) == 0 && len(d.cfg.PodCIDRs) == 0 {
+		return s
+	}
+	n := model.Node{Name: d.cfg.NodeName}
+	if known := s.Node(d.cfg.NodeName); known != nil {
+		n = *known
+	}
+	if len(d.cfg.NodeAddresses) > 0 {
+		n.Addresses = d.cfg.NodeAddresses
+	}
+	if len(d.cfg.PodCIDRs) > 0 {
+		n.PodCIDRs = d.cfg.PodCIDRs
+	}
+	out := &model.Snapshot{Nodes: map[string]*model.Node{}}
+	if s != nil {
+		*out = *s
+		out.Nodes = map[string]*model.Node{}
+		maps.Copy(out.Nodes, s.Nodes)
+	}
+	out.Nodes[n.Name] = &n
+	return out
+}
+
+// startFromStore publishes the picture of the last run, so that a node without an API server comes up whole.
+func (d *Daemon) startFromStore() error {
+	s, err := d.store.Snapshot()
+	if err != nil {
+		return fmt.Errorf("reading the stored picture of the cluster: %w", err)
+	}
+	if s == nil {
+		s = &model.Snapshot{}
+	}
+	s.Stored = true
+	d.publish(s)
+	return nil
+}
+
+// saveDelay gathers changes before the picture is written: it is a fallback, and a disk wears out.
+const saveDelay = 2 * time.Second
+
+// saveSnapshots keeps the newest picture in the store.
+func (d *Daemon) saveSnapshots(ctx context.Context) {
+	for {
+		var s *model.Snapshot
+		select {
+		case <-ctx.Done():
+			return
+		case s = <-d.save:
+		}
+		if err := d.store.SaveSnapshot(ctx, s); err != nil && ctx.Err() == nil {
+			d.log.Error("keeping the picture of the cluster", zap.Error(err))
+		}
+		select {
+		case <-ctx.Done():
+			// What came in the last seconds must not be lost with an orderly stop.
+			select {
+			case s = <-d.save:
+				_ = d.store.SaveSnapshot(context.WithoutCancel(ctx), s)
+			default:
+			}
+			return
+		case <-time.After(saveDelay):
+		}
+	}
+}
+
+// notReady says why Pods cannot be attached now, with what to do; nil when they can.
+func (d *Daemon) notReady() error {
+	say := func(format string, args ...any) error {
+		return fmt.Errorf("weft on node %s is %w: %s", d.cfg.NodeName, attach.ErrNotReady, fmt.Sprintf(format, args...))
+	}
+	self := d.snapshot().Node(d.cfg.NodeName)
+	switch {
+	case self == nil:
+		st := d.source.Status()
+		why := fmt.Sprintf("no node of this name is known from the %s source", st.Kind)
+		if !st.Connected && st.LastError != "" {
+			why += " (" + st.LastError + ")"
+		}
+		return say("%s: check --node-name, or set podCIDRs in weft.yaml", why)
+	case len(self.PodCIDRs) == 0:
+		return say("node.spec.podCIDRs is empty: let the controller manager allocate node CIDRs (--allocate-node-cidrs, --cluster-cidr) or set podCIDRs in weft.yaml")
+	}
+	if s := d.loop.Status(); !s.Applied {
+		why := s.Err
+		if why == "" {
+			why = "links, routes and rules are being set up"
+		}
+		return say("%s", why)
+	}
+	return nil
+}
+
+// Facts tells the attacher what it may give.
+func (d *Daemon) Facts() attach.Facts {
+	f := attach.Facts{NotReady: d.notReady()}
+	if f.NotReady != nil {
+		return f
+	}
+	state := d.loop.Status().State
+	f.MTU = state.PodMTU
+	for _, p := range state.PodRanges {
+		r, err := ipam.NodeRange(p)
+		if err != nil {
+			return attach.Facts{NotReady: fmt.Errorf("weft is %w: node.spec.podCIDRs: %w", attach.ErrNotReady, err)}
+		}
+		f.Ranges = append(f.Ranges, []ipam.Range{r})
+	}
+	return f
+}
+
+// podWait is how long an ADD waits for the API server to tell about its Pod: kubelet may hear of it a moment before us.
+const podWait = 200 * time.Millisecond
+
+// Pod returns what the cluster says of this incarnation of a Pod.
+func (d *Daemon) Pod(ctx context.Context, ref model.PodRef) *model.Pod {
+	ctx, cancel := context.WithTimeout(ctx, podWait)
+	defer cancel()
+	for {
+		snap, changed := d.newest.Watch()
+		p := snap.Pod(ref.Key())
+		st := d.source.Status()
+		live := st.Kind == cluster.KindKubernetes && st.Connected
+		if p != nil && (ref.UID == "" || p.UID == ref.UID || !live) || !live {
+			return p
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// SyncPorts programs the host ports before it returns.
+func (d *Daemon) SyncPorts(ctx context.Context, _ []*model.HostPorts) error {
+	return d.loop.SyncRules(ctx)
+}
+
+// Exhausted tells the user of the Pod that the range is full, where kubectl describe shows it.
+func (d *Daemon) Exhausted(ref model.PodRef, err error) {
+	d.metrics.exhausted.Inc()
+	d.log.Error("no address for a Pod", zap.Stringer("pod", ref), zap.Error(err))
+	if !ref.IsZero() {
+		d.source.Recorder().WarnPod(ref, "PodAddressesExhausted", err.Error())
+	}
+}
+
+// runSource follows the cluster; its absence is a degraded state, never an end.
+func (d *Daemon) runSource(ctx context.Context) error {
+	err := d.source.Run(ctx, d.publish)
+	if ctx.Err() != nil || errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,63 @@
+package appliance
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"reflect"
+	"syscall"
+
+	"go.uber.org/zap"
+
+	"weft.network/weft/appliance/config"
+)
+
+// reloadOnHangup reads the settings again at each SIGHUP. A file with a mistake changes nothing.
+func (d *Daemon) reloadOnHangup(ctx context.Context, load func() (config.Config, error)) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+		}
+		cfg, err := load()
+		if err != nil {
+			d.log.Error("the settings have a mistake and were not taken", zap.Error(err))
+			continue
+		}
+		d.reload(cfg)
+	}
+}
+
+// reload takes what can change while the daemon runs, and names what needs a restart.
+func (d *Daemon) reload(cfg config.Config) {
+	cfg.NodeName = d.cfg.NodeName
+	live := d.cfg
+	live.Fabric.Mode, live.Fabric.MTU, live.Fabric.VXLAN, live.Masquerade = cfg.Fabric.Mode, cfg.Fabric.MTU, cfg.Fabric.VXLAN, cfg.Masquerade
+	if !reflect.DeepEqual(live, cfg) {
+		d.log.Warn("some of the changed settings need a restart of weftd; fabric.mode, fabric.mtu, fabric.vxlan and masquerade were taken")
+	}
+	d.loop.Configure(routeConfig(&cfg))
+}
+
+// followPodMTU brings running Pods along when the fabric's MTU changes.
+func (d *Daemon) followPodMTU(ctx context.Context) {
+	before := 0
+	for {
+		_, changed := d.rounds.Watch()
+		if s := d.loop.Status(); s.Applied && s.State.PodMTU != before {
+			if err := d.attacher.SetMTU(ctx, before, s.State.PodMTU); err != nil {
+				d.log.Warn("some Pods keep their MTU", zap.Error(err))
+			}
+			before = s.State.PodMTU
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}

@@ -1,0 +1,208 @@
+package appliance
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sort"
+	"time"
+
+	"weft.network/weft/appliance/model"
+	"weft.network/weft/packaging"
+)
+
+// Status is the answer to GET /v1/status: one screen about this node.
+type Status struct {
+	Node     NodeStatus   `json:"node"`
+	Source   SourceStatus `json:"source"`
+	Store    StoreStatus  `json:"store"`
+	Fabric   FabricStatus `json:"fabric"`
+	IPAM     IPAMStatus   `json:"ipam"`
+	Pods     int          `json:"pods"`
+	Warnings []string     `json:"warnings"`
+}
+
+// NodeStatus is the daemon itself.
+type NodeStatus struct {
+	Name    string    `json:"name"`
+	Version string    `json:"version"`
+	Ready   bool      `json:"ready"`
+	Why     string    `json:"why,omitempty"`
+	Since   time.Time `json:"since"`
+	Roles   []string  `json:"roles"`
+	PID     int       `json:"pid"`
+}
+
+// SourceStatus says where the picture of the cluster comes from.
+type SourceStatus struct {
+	Kind      string    `json:"kind"`
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since,omitzero"`
+	Server    string    `json:"server,omitempty"`
+	Error     string    `json:"error,omitempty"`
+	Revision  uint64    `json:"revision"`
+	// Stored is true while the node runs from the picture in its own store.
+	Stored bool `json:"stored"`
+	Nodes  int  `json:"nodes"`
+}
+
+// StoreStatus is the file on disk.
+type StoreStatus struct {
+	Path      string `json:"path"`
+	Bytes     int64  `json:"bytes"`
+	Leases    int    `json:"leases"`
+	Recovered string `json:"recovered,omitempty"`
+}
+
+// FabricStatus is the way to the other nodes.
+type FabricStatus struct {
+	Mode     string         `json:"mode"`
+	PodCIDRs []netip.Prefix `json:"podCIDRs"`
+	MTU      int            `json:"mtu"`
+	Applied  bool           `json:"applied"`
+	Error    string         `json:"error,omitempty"`
+	Rounds   uint64         `json:"rounds"`
+	Repairs  uint64         `json:"repairs"`
+	Peers    []PeerStatus   `json:"peers"`
+}
+
+// PeerStatus is one other node, as last measured.
+type PeerStatus struct {
+	Node     string         `json:"node"`
+	Mode     string         `json:"mode"`
+	Outer    netip.Addr     `json:"outer"`
+	PodCIDRs []netip.Prefix `json:"podCIDRs"`
+	RTT      time.Duration  `json:"rtt,omitempty"`
+	MTU      int            `json:"mtu,omitempty"`
+	LastSeen time.Time      `json:"lastSeen,omitzero"`
+	Problem  string         `json:"problem,omitempty"`
+}
+
+// IPAMStatus counts this node's addresses.
+type IPAMStatus struct {
+	Total   int `json:"total"`
+	Held    int `json:"held"`
+	Cooling int `json:"cooling"`
+}
+
+// Status gathers what the parts know; it asks neither the kernel nor the network.
+func (d *Daemon) Status() Status {
+	loop := d.loop.Status()
+	snap := d.snapshot()
+	ready := d.notReady()
+	s := Status{
+		Node: NodeStatus{
+			Name: d.cfg.NodeName, Version: d.version, Ready: ready == nil, Since: d.started, PID: os.Getpid(),
+		},
+		Source: d.sourceStatus(snap),
+		Store:  StoreStatus{Path: d.store.Path(), Recovered: d.store.Recovered()},
+		Fabric: FabricStatus{
+			Mode: string(d.loop.Settings().Mode), PodCIDRs: loop.State.PodRanges, MTU: loop.State.PodMTU, Applied: loop.Applied,
+			Error: loop.Err, Rounds: loop.Rounds, Repairs: loop.Repairs, Peers: d.peerStatus(),
+		},
+		Warnings: d.warnings(),
+	}
+	for _, r := range d.cfg.Roles {
+		s.Node.Roles = append(s.Node.Roles, string(r))
+	}
+	if ready != nil {
+		s.Node.Why = ready.Error()
+	}
+	if st, err := os.Stat(d.store.Path()); err == nil {
+		s.Store.Bytes = st.Size()
+	}
+	for _, l := range d.attacher.Leases() {
+		s.Store.Leases++
+		if l.Kind == model.LeasePod {
+			s.Pods++
+		}
+	}
+	s.IPAM.Total, s.IPAM.Held, s.IPAM.Cooling = d.attacher.Usage()
+	return s
+}
+
+// peerStatus joins what is compiled with what is measured.
+func (d *Daemon) peerStatus() []PeerStatus {
+	out := []PeerStatus{}
+	measured := d.probeResults()
+	for _, p := range d.loop.Status().State.Peers {
+		ps := PeerStatus{Node: p.Node, Mode: string(p.Mode), Outer: p.Outer, PodCIDRs: p.PodCIDRs, Problem: p.Problem}
+		for _, m := range measured[p.Node] {
+			if ps.RTT == 0 || m.RTT > ps.RTT {
+				ps.RTT = m.RTT
+			}
+			if m.MTU > 0 && (ps.MTU == 0 || m.MTU < ps.MTU) {
+				ps.MTU = m.MTU
+			}
+			if m.LastSeen.After(ps.LastSeen) {
+				ps.LastSeen = m.LastSeen
+			}
+			if ps.Problem == "" {
+				ps.Problem = m.Finding
+			}
+		}
+		out = append(out, ps)
+	}
+	return out
+}
+
+// warnings gathers everything that a person should know, each with what to do.
+func (d *Daemon) warnings() []string {
+	out := append([]string{}, d.loop.Status().State.Warnings...)
+	out = append(out, d.loop.Status().Problems...)
+	for _, rs := range d.probeResults() {
+		for _, r := range rs {
+			if r.Finding != "" {
+				out = append(out, r.Finding)
+			}
+		}
+	}
+	if rec := d.store.Recovered(); rec != "" {
+		out = append(out, "the store was damaged and has been rebuilt: "+rec)
+	}
+	if n := d.strangers(); n > 0 {
+		out = append(out, "Pods hold addresses outside this node's Pod range (it changed under them); other nodes cannot reach them: recreate these Pods (weft ipam list)")
+	}
+	if other := d.otherConflist(); other != "" {
+		out = append(out, "the runtime reads "+other+" before weft's CNI configuration: remove the other network's file")
+	}
+	sort.Strings(out)
+	return out
+}
+
+// strangers counts Pod leases outside the node's present ranges.
+func (d *Daemon) strangers() (n int) {
+	ranges := d.loop.Status().State.PodRanges
+	if len(ranges) == 0 {
+		return 0
+	}
+	for _, l := range d.attacher.Leases() {
+		for _, a := range l.Addresses {
+			inside := l.Kind != model.LeasePod
+			for _, r := range ranges {
+				inside = inside || r.Contains(a)
+			}
+			if !inside {
+				n++
+				break
+			}
+		}
+	}
+	return n
+}
+
+// otherConflist finds a network configuration that sorts before ours: runtimes take the first.
+func (d *Daemon) otherConflist() string {
+	for _, pattern := range []string{"*.conf", "*.conflist", "*.json"} {
+		files, err := filepath.Glob(filepath.Join(d.cfg.CNIConfDir, pattern))
+		if err != nil {
+			continue
+		}
+		for _, f := range files {
+			if filepath.Base(f) < packaging.ConflistName {
+				return f
+			}
+		}
+	}
+	return ""
+}
