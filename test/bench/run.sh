@@ -1,0 +1,11 @@
+#!/bin/sh
+# Measures weft beside what a user would take instead, on this machine, in one run; prints a table and writes .cache/bench.
+# usage: run.sh [-run REGEX] [-rounds N] [-quick]     needs root, and what make deps installs
+set -eu
+cd "$(dirname "$0")/../.."
+[ -x bin/weft ] || make --no-print-directory build
+mkdir -p .cache/bench/bin
+for program in . launch empty; do
+    CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o ".cache/bench/bin/$(basename "$(realpath "test/bench/$program")")" "./test/bench/$program"
+done
+exec .cache/bench/bin/bench -weft bin/weft -bin .cache/bench/bin -out .cache/bench "$@"
