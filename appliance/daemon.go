@@ -48,6 +48,7 @@ type Daemon struct {
 	rounds cluster.Holder
 	save   chan *model.Snapshot
 	ready  atomic.Bool
+	told   string // why the node is not ready, as was logged last; only afterRound uses it
 }
 
 // Run is weftd: it takes the store, adopts what the kernel holds, and works until ctx ends. The data path stays as it is
@@ -170,11 +171,15 @@ func (d *Daemon) afterRound(reconcile.Status) {
 	d.rounds.Set(d.snapshot())
 	why := d.notReady()
 	if why != nil {
-		if d.ready.Swap(false) {
-			d.log.Warn("this node cannot attach Pods any more", zap.Error(why))
+		if text := why.Error(); text != d.told {
+			d.told = text
+			d.ready.Store(false)
+			d.log.Warn("Pods cannot be attached", zap.String("why", text))
+			d.source.Recorder().WarnNode(d.cfg.NodeName, "NetworkNotReady", text)
 		}
 		return
 	}
+	d.told = ""
 	if d.ready.Load() {
 		return
 	}
@@ -215,7 +220,11 @@ func (d *Daemon) freeLeaks(ctx context.Context) error {
 		}
 		d.metrics.leaks.Inc()
 	}
-	return nil
+	removed, err := d.kernel.SweepBandwidth(ctx)
+	if len(removed) > 0 {
+		d.log.Warn("removed bandwidth limits of Pods that are gone", zap.Strings("links", removed))
+	}
+	return err
 }
 
 // watchKernel turns what happens in the kernel into rounds of the loop.

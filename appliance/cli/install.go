@@ -5,6 +5,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"weft.network/weft/appliance"
 	"weft.network/weft/appliance/config"
 	"weft.network/weft/appliance/install"
 	"weft.network/weft/packaging"
@@ -47,8 +48,9 @@ func installCommand() *cli.Command {
 func uninstallCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "uninstall",
-		Usage: "take back what install did; Pods keep their network until they are restarted",
+		Usage: "take back what install did; Pods keep their network until they are restarted, unless --kernel",
 		Flags: append(installFlags(),
+			&cli.BoolFlag{Name: "kernel", Usage: "also remove links, routes and rules: Pods lose their network now"},
 			&cli.BoolFlag{Name: "purge", Usage: "also remove weft.yaml and the store, and with it every lease"},
 		),
 		OnUsageError: usageError, Before: noArguments,
@@ -61,7 +63,14 @@ func uninstallCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return carryOut(c, env, plan)
+			if err := carryOut(c, env, plan); err != nil || !c.Bool("kernel") || c.Bool("dry-run") {
+				return err
+			}
+			cfg, err := config.Load(defaultConfig, false)
+			if err != nil {
+				cfg = config.Default()
+			}
+			return appliance.CleanKernel(c.Context, cfg, c.App.Version)
 		},
 	}
 }

@@ -207,7 +207,7 @@ func labDaemon() *cli.Command {
 			node := c.Args().Get(1)
 			switch verb := c.Args().First(); verb {
 			case "start":
-				return l.StartDaemon(node)
+				return l.StartDaemon(c.Context, node)
 			case "kill":
 				return l.KillDaemon(c.Context, node, syscall.SIGKILL)
 			case "stop":

@@ -54,11 +54,15 @@ const (
 type cniCall struct {
 	Verb string `json:"verb"`
 	sandbox
+	// Then is started in the sandbox after ADD.
+	Then *program `json:"then,omitempty"`
 }
 
 type cniAnswer struct {
 	Addresses []netip.Addr `json:"addresses,omitempty"`
-	Err       *CNIError    `json:"error,omitempty"`
+	// PID of what was started, inside the node.
+	PID int       `json:"pid,omitempty"`
+	Err *CNIError `json:"error,omitempty"`
 	// Leftover is set when a failed ADD could not be taken back.
 	Leftover bool `json:"leftover,omitempty"`
 }
@@ -125,7 +129,11 @@ func (p *player) do(ctx context.Context, c cniCall) (a cniAnswer) {
 	var err error
 	switch c.Verb {
 	case verbAttach:
-		if a.Addresses, err = p.attach(ctx, c.sandbox); err != nil {
+		a.Addresses, err = p.attach(ctx, c.sandbox)
+		if err == nil && c.Then != nil {
+			a.PID, err = c.Then.spawn(ctx)
+		}
+		if err != nil {
 			// The runtime takes a failed sandbox down at once, and tries again later if that fails too.
 			a.Leftover = p.detach(ctx, c.sandbox) != nil
 		}

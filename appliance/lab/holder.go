@@ -28,8 +28,9 @@ const (
 
 // The verbs of NodeCommand, and what comes after the lab's folder.
 const (
-	holdVerb = "hold" // DIR NAME ROLE LIFE
-	cniVerb  = "cni"
+	holdVerb  = "hold" // DIR NAME ROLE LIFE
+	spawnVerb = "spawn"
+	cniVerb   = "cni"
 
 	roleNode   = "node"
 	roleRouter = "router"
@@ -43,12 +44,14 @@ const (
 // ready is what a holder prints when its machine can be entered.
 const ready = "ready\n"
 
-// NodeMain is `weft lab-node`, which the lab starts inside a machine's namespaces: "hold" is the machine's first process, "cni"
-// does what a container runtime does for a Pod sandbox. It returns when the process should end.
+// NodeMain is `weft lab-node`, which the lab starts inside a machine's namespaces: "hold" is the machine's first process, "spawn"
+// starts a program for good, "cni" does what a container runtime does for Pod sandboxes. It returns when the process should end.
 func NodeMain(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
 	switch {
 	case len(args) == 5 && args[0] == holdVerb:
 		return hold(ctx, holdArgs{dir: args[1], name: args[2], role: args[3], life: args[4]}, stdin, stdout)
+	case len(args) == 1 && args[0] == spawnVerb:
+		return serveSpawn(ctx, stdin, stdout)
 	case len(args) == 1 && args[0] == cniVerb:
 		return serveCNI(ctx, stdin, stdout)
 	}
@@ -256,41 +259,30 @@ func (l *Lab) hold(ctx context.Context, s *state, name, role string) (machine, e
 			life = lifeLast
 		}
 	}
-	cmd, err := l.background(s, name+"-holder", NodeCommand, holdVerb, l.Dir, name, role, life)
+	log, err := os.OpenFile(l.logPath(name+"-holder"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
-		return machine{}, err
+		return machine{}, fmt.Errorf("opening the log: %w", err)
 	}
-	defer release(cmd)
+	defer func() { _ = log.Close() }()
+	cmd := exec.Command(s.WeftBin, NodeCommand, holdVerb, l.Dir, name, role, life)
+	cmd.Env, cmd.Stderr = l.environment(), log
 	if l.lifeline != nil {
 		cmd.Stdin = l.lifeline
 	}
-	cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWPID
-	first, err := startAndWait(ctx, cmd, (*exec.Cmd).Start)
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		// Its own session, so that an interrupt at the terminal does not reach it.
+		Setsid:     true,
+		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWPID,
+	}
+	err = startAndWait(ctx, cmd, (*exec.Cmd).Start)
+	if cmd.Process != nil {
+		go func() { _ = cmd.Wait() }()
+	}
 	if err != nil {
 		return machine{}, fmt.Errorf("starting the first process of %s: %w: %s", name, err, tail(l.logPath(name+"-holder"), 5))
 	}
-	return machine{Name: name, Holder: first}, nil
-}
-
-// startAndWait starts a process of the lab and returns when it has printed that it is ready.
-func startAndWait(ctx context.Context, cmd *exec.Cmd, start func(*exec.Cmd) error) (Process, error) {
-	told, tell, err := os.Pipe()
-	if err != nil {
-		return Process{}, fmt.Errorf("making a pipe: %w", err)
-	}
-	defer func() { _ = told.Close() }()
-	cmd.Stdout = tell
-	err = start(cmd)
-	_ = tell.Close()
-	if err != nil {
-		return Process{}, err
-	}
-	stop := context.AfterFunc(ctx, func() { _ = told.Close() })
-	defer stop()
-	if _, err := io.ReadFull(told, make([]byte, len(ready))); err != nil {
-		return Process{}, errors.New("it ended before it was ready")
-	}
-	return processOf(cmd.Process.Pid)
+	first, err := processOf(cmd.Process.Pid)
+	return machine{Name: name, Holder: first}, err
 }
 
 // netlinkIn opens a netlink handle in the machine's network namespace. The caller closes it.

@@ -158,8 +158,10 @@ func Up(ctx context.Context, o Options) (l *Lab, err error) {
 	if err := first.save(l.path(stateFile)); err != nil {
 		return l, err
 	}
-	if err := os.MkdirAll(l.path("bin"), 0o755); err != nil {
-		return l, fmt.Errorf("making the lab's folder: %w", err)
+	for _, f := range []string{"bin", "logs"} {
+		if err := os.MkdirAll(l.path(f), 0o755); err != nil {
+			return l, fmt.Errorf("making the lab's folder: %w", err)
+		}
 	}
 	if err := os.Symlink(o.WeftBin, l.path("bin/weft")); err != nil {
 		return l, fmt.Errorf("linking the weft binary: %w", err)

@@ -116,11 +116,11 @@ func (l *Lab) boot(ctx context.Context, name string) error {
 	if s.Bare {
 		return nil
 	}
-	return l.StartDaemon(name)
+	return l.StartDaemon(ctx, name)
 }
 
 // StartDaemon starts weftd on a node; it does not wait until it is ready, see WaitReady.
-func (l *Lab) StartDaemon(name string) error {
+func (l *Lab) StartDaemon(ctx context.Context, name string) error {
 	n, s, err := l.node(name)
 	if err != nil {
 		return err
@@ -128,15 +128,7 @@ func (l *Lab) StartDaemon(name string) error {
 	if n.Daemon.Alive() {
 		return fmt.Errorf("weftd runs on %s already (pid %d)", name, n.Daemon.PID)
 	}
-	cmd, err := l.background(s, name+"-weftd", "weftd")
-	if err != nil {
-		return err
-	}
-	defer release(cmd)
-	if err := n.start(cmd, ""); err != nil {
-		return err
-	}
-	p, err := processOf(cmd.Process.Pid)
+	p, err := l.run(ctx, s, n.machine, program{Argv: []string{s.WeftBin, "weftd"}, Log: l.logPath(name + "-weftd")})
 	if err != nil {
 		return err
 	}
@@ -266,16 +258,13 @@ func (l *Lab) RemoveNode(ctx context.Context, name string) error {
 
 // powerOff ends a node without a word to anybody in it.
 func (l *Lab) powerOff(ctx context.Context, s *state, n *Node) error {
-	if err := unplug(s, n.Name); err != nil {
-		return err
-	}
-	if err := routePods(s, n, true); err != nil {
-		return err
-	}
 	if err := n.Holder.kill(ctx); err != nil {
 		return fmt.Errorf("powering %s off: %w", n.Name, err)
 	}
-	return nil
+	if err := unplug(s, n.Name); err != nil {
+		return err
+	}
+	return routePods(s, n, true)
 }
 
 // RebootOptions say how a node comes back.

@@ -1,15 +1,12 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -107,43 +104,47 @@ func (l *Lab) RunPods(ctx context.Context, node string, specs []PodSpec) ([]RunR
 		}
 		id := randomID(32)
 		calls[i] = cniCall{Verb: verbAttach, sandbox: sandbox{ContainerID: id, NetNS: netnsPath(id), Spec: *spec}}
+		if !spec.Pause {
+			server := l.serverProgram(s, spec.FullName(), node, calls[i].NetNS, "pod-"+spec.Namespace+"-"+spec.Name)
+			calls[i].Then = &server
+		}
 	}
 	answers, err := l.callCNI(ctx, n, s, calls)
 	if err != nil {
 		return nil, err
 	}
+	processes, err := n.processes()
+	if err != nil {
+		return nil, err
+	}
 	results := make([]RunResult, len(specs))
-	for i, a := range answers {
-		results[i] = l.started(ctx, n, s, calls[i].sandbox, a)
+	err = l.updateNode(node, func(n *Node) {
+		for i, a := range answers {
+			if a.Err != nil {
+				results[i].Err = a.Err
+				if a.Leftover {
+					n.Failed = append(n.Failed, calls[i].sandbox)
+				}
+				continue
+			}
+			results[i].Pod = &Pod{
+				PodSpec: specs[i], Node: node, ContainerID: calls[i].ContainerID, Addresses: a.Addresses, Process: processes[a.PID],
+			}
+			n.Pods = append(n.Pods, results[i].Pod)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range results {
+		if r.Pod == nil {
+			continue
+		}
+		if err := l.writePod(&r.Pod.PodSpec, n, r.Pod.Addresses); err != nil {
+			return nil, err
+		}
 	}
 	return results, nil
-}
-
-// started finishes a Pod whose ADD was answered: its process, its object, its place in the state.
-func (l *Lab) started(ctx context.Context, n *Node, s *state, sb sandbox, a cniAnswer) RunResult {
-	if a.Err != nil {
-		if a.Leftover {
-			if err := l.updateNode(n.Name, func(n *Node) { n.Failed = append(n.Failed, sb) }); err != nil {
-				return RunResult{Err: errors.Join(a.Err, err)}
-			}
-		}
-		return RunResult{Err: a.Err}
-	}
-	p := &Pod{PodSpec: sb.Spec, Node: n.Name, ContainerID: sb.ContainerID, Addresses: a.Addresses}
-	if !p.Pause {
-		args := []string{"--pod", p.FullName(), "--node", n.Name}
-		log := "pod-" + p.Namespace + "-" + p.Name
-		if err := l.serveOn(ctx, s, n.machine, sb.NetNS, args, log, func(at Process) { p.Process = at }); err != nil {
-			return RunResult{Err: err}
-		}
-	}
-	if err := l.writePod(&p.PodSpec, n, p.Addresses); err != nil {
-		return RunResult{Err: err}
-	}
-	if err := l.updateNode(n.Name, func(n *Node) { n.Pods = append(n.Pods, p) }); err != nil {
-		return RunResult{Err: err}
-	}
-	return RunResult{Pod: p}
 }
 
 // DeletePod deletes a Pod by "name" or "namespace/name".
@@ -295,26 +296,9 @@ func (l *Lab) callCNI(ctx context.Context, n *Node, s *state, calls []cniCall) (
 	if len(calls) == 0 {
 		return nil, nil
 	}
-	request, err := json.Marshal(calls)
-	if err != nil {
-		return nil, fmt.Errorf("encoding CNI calls: %w", err)
-	}
-	cmd := l.weft(ctx, s, NodeCommand, cniVerb)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(request), &stdout, &stderr
-	if err := n.start(cmd, ""); err != nil {
-		return nil, err
-	}
-	if err := cmd.Wait(); err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
-			return nil, fmt.Errorf("calling CNI plugins on %s: %s", n.Name, strings.TrimSpace(stderr.String()))
-		}
-		return nil, fmt.Errorf("calling CNI plugins on %s: %w", n.Name, err)
-	}
 	var answers []cniAnswer
-	if err := json.Unmarshal(stdout.Bytes(), &answers); err != nil {
-		return nil, fmt.Errorf("decoding the answers of CNI plugins on %s: %w", n.Name, err)
+	if err := l.inside(ctx, s, n.machine, cniVerb, calls, &answers); err != nil {
+		return nil, fmt.Errorf("calling CNI plugins: %w", err)
 	}
 	return answers, nil
 }

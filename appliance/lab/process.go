@@ -186,15 +186,7 @@ func (m machine) enter(netns string) error {
 	if netns == "" {
 		return nil
 	}
-	fd, err := unix.Open(netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("opening the network namespace %s: %w", netns, err)
-	}
-	fds = append(fds, fd)
-	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("entering the network namespace %s: %w", netns, err)
-	}
-	return nil
+	return enterNetNS(netns)
 }
 
 // environment of every process in the lab: the host's, as far as it matters to Go programs, and a path that finds weft.
@@ -211,37 +203,4 @@ func (l *Lab) environment() []string {
 	return env
 }
 
-// weft prepares a hidden or public command of the weft binary.
-func (l *Lab) weft(ctx context.Context, s *state, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, s.WeftBin, args...)
-	cmd.Env = l.environment()
-	return cmd
-}
-
-// background prepares a weft process that outlives this one; its output goes to a log of that name.
-func (l *Lab) background(s *state, log string, args ...string) (*exec.Cmd, error) {
-	if err := os.MkdirAll(l.path("logs"), 0o755); err != nil {
-		return nil, fmt.Errorf("making the folder for logs: %w", err)
-	}
-	out, err := os.OpenFile(l.logPath(log), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("opening the log: %w", err)
-	}
-	cmd := l.weft(context.Background(), s, args...)
-	cmd.Stderr = out
-	// Its own session, so that an interrupt at the terminal does not reach it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	return cmd, nil
-}
-
 func (l *Lab) logPath(name string) string { return l.path("logs", name+".log") }
-
-// release closes our copy of the log and reaps the process whenever it ends.
-func release(cmd *exec.Cmd) {
-	if f, ok := cmd.Stderr.(*os.File); ok {
-		_ = f.Close()
-	}
-	if cmd.Process != nil {
-		go func() { _ = cmd.Wait() }()
-	}
-}

@@ -2,11 +2,11 @@ package lab
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os/exec"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -55,6 +55,12 @@ func (s *state) keep(texts ...string) []netip.Prefix {
 	return out
 }
 
+// hardwareAddress is the same at each boot, as a real network card's: the neighbours of a node that rebooted know it by this.
+func hardwareAddress(machine string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte(machine))
+	return net.HardwareAddr{0x02, sum[0], sum[1], sum[2], sum[3], sum[4]} // locally administered
+}
+
 func addressesOf(prefixes []netip.Prefix) []netip.Addr {
 	var out []netip.Addr
 	for _, p := range prefixes {
@@ -100,7 +106,8 @@ func (l *Lab) buildUnderlay(ctx context.Context) error {
 	if err := plug(h, outside, "uplink", s.MTU, s.outsidePrefixes(outsideHost), addressesOf(s.outsidePrefixes(1))); err != nil {
 		return err
 	}
-	return l.serveOn(ctx, s, outside, "", []string{"--pod", Outside, "--node", Outside}, Outside+"-server", nil)
+	_, err = l.run(ctx, s, outside, l.serverProgram(s, Outside, Outside, "", Outside+"-server"))
+	return err
 }
 
 // addBridge makes a subnet in the router.
@@ -145,7 +152,7 @@ func plug(router *netlink.Handle, m machine, bridge string, mtu int, addresses [
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = m.Name, mtu, master.Attrs().Index
 	// Both ends are born where they belong: neither is ever seen on the host.
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: uplink, PeerNamespace: netlink.NsFd(fd)}
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: uplink, PeerNamespace: netlink.NsFd(fd), PeerHardwareAddr: hardwareAddress(m.Name)}
 	if err := router.LinkAdd(veth); err != nil {
 		return fmt.Errorf("making the link of %s: %w", m.Name, err)
 	}
@@ -274,20 +281,9 @@ func (l *Lab) Readdress(name string) error {
 	return l.writeNode(n)
 }
 
-// serveOn starts the built-in server on a machine, or in one of its network namespaces, and returns when it listens. done, if
-// not nil, is told which process it is.
-func (l *Lab) serveOn(ctx context.Context, s *state, m machine, netns string, args []string, log string, done func(Process)) error {
-	cmd, err := l.background(s, log, append([]string{PodCommand, "serve"}, args...)...)
-	if err != nil {
-		return err
+// serverProgram is the built-in server, for a Pod or for the machine outside.
+func (l *Lab) serverProgram(s *state, pod, node, netns, log string) program {
+	return program{
+		Argv: []string{s.WeftBin, PodCommand, "serve", "--pod", pod, "--node", node}, Log: l.logPath(log), NetNS: netns, Wait: true,
 	}
-	defer release(cmd)
-	p, err := startAndWait(ctx, cmd, func(c *exec.Cmd) error { return m.start(c, netns) })
-	if err != nil {
-		return fmt.Errorf("starting the server of %s: %w: %s", args[1], err, tail(l.logPath(log), 5))
-	}
-	if done != nil {
-		done(p)
-	}
-	return nil
 }

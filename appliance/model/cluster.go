@@ -57,11 +57,13 @@ func (p PodRef) String() string {
 // Snapshot is what is known of the cluster at one moment. See the package comment: it is immutable.
 type Snapshot struct {
 	// Revision grows by one with each published Snapshot of this process.
-	Revision uint64 `json:"revision"`
+	Revision uint64
 	// Stored is true for the Snapshot that the daemon read from its own store because no source has spoken yet.
-	Stored bool             `json:"-"`
-	Nodes  map[string]*Node `json:"-"`
-	Pods   map[PodKey]*Pod  `json:"-"`
+	Stored   bool
+	Nodes    map[string]*Node
+	Pods     map[PodKey]*Pod
+	Services map[ServiceKey]*Service
+	Slices   map[SliceKey]*EndpointSlice
 }
 
 // Node returns the node of that name, or nil. It may be called on a nil Snapshot.

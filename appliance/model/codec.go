@@ -11,6 +11,9 @@ type stored struct {
 	Revision uint64  `json:"revision"`
 	Nodes    []*Node `json:"nodes"`
 	Pods     []*Pod  `json:"pods"`
+
+	Services []*Service       `json:"services,omitempty"`
+	Slices   []*EndpointSlice `json:"slices,omitempty"`
 }
 
 // MarshalJSON prints the Snapshot with its objects sorted by name.
@@ -22,6 +25,18 @@ func (s *Snapshot) MarshalJSON() ([]byte, error) {
 	slices.SortFunc(out.Pods, func(a, b *Pod) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
+	for _, v := range s.Services {
+		out.Services = append(out.Services, v)
+	}
+	slices.SortFunc(out.Services, func(a, b *Service) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	for _, v := range s.Slices {
+		out.Slices = append(out.Slices, v)
+	}
+	slices.SortFunc(out.Slices, func(a, b *EndpointSlice) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
 	return json.Marshal(out)
 }
 
@@ -31,12 +46,21 @@ func (s *Snapshot) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &in); err != nil {
 		return err
 	}
-	*s = Snapshot{Revision: in.Revision, Nodes: map[string]*Node{}, Pods: map[PodKey]*Pod{}}
+	*s = Snapshot{
+		Revision: in.Revision, Nodes: map[string]*Node{}, Pods: map[PodKey]*Pod{},
+		Services: map[ServiceKey]*Service{}, Slices: map[SliceKey]*EndpointSlice{},
+	}
 	for _, n := range in.Nodes {
 		s.Nodes[n.Name] = n
 	}
 	for _, p := range in.Pods {
 		s.Pods[p.Key()] = p
+	}
+	for _, v := range in.Services {
+		s.Services[v.Key()] = v
+	}
+	for _, v := range in.Slices {
+		s.Slices[v.Key()] = v
 	}
 	return nil
 }

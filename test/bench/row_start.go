@@ -24,10 +24,8 @@ func init() {
 }
 
 const (
-	milli = 1e6       // nanoseconds
-	mega  = 1000.0    // KiB in the MB of the budget
-	slow  = 16.0      // MB
-	added = 3.0       // ms
+	milli = 1e6        // nanoseconds in a millisecond
+	mega  = 1e6 / 1024 // KiB in a megabyte
 )
 
 func runStart(ctx context.Context, lab *Lab) ([]Result, error) {
@@ -67,8 +65,8 @@ func runStart(ctx context.Context, lab *Lab) ([]Result, error) {
 	}
 	const other = "empty program"
 	return []Result{
-		compare("CNI plugin, forwarding: start to exit", "ms", s[0], other, s[1], atMostMore(added, "ms")),
-		alone("CNI plugin, forwarding: peak memory", "MB", []float64{weft.peak / mega}, atMost(slow, "MB")).
+		compare("CNI plugin, forwarding: start to exit", "ms", s[0], other, s[1], atMostMore(3, "ms")),
+		alone("CNI plugin, forwarding: peak memory", "MB", []float64{weft.peak / mega}, atMost(16, "MB")).
 			note("the highest of %d; %d minor page faults, the empty program %d", rounds, weft.faults, empty.faults),
 		compare("CNI plugin, no daemon: the long way", "ms", s[3], other, s[1], noBudget).note("answers \"try again later\"; peak %.0f MB", long.peak/mega),
 		compare("CNI plugin, forwarding, beside Debian's bridge", "ms", s[0], "bridge, VERSION", s[2], noBudget).

@@ -55,13 +55,13 @@ func (b *Backend) ApplyPods(ctx context.Context, want []podnet.Attachment) (chan
 		}
 		rs = append(rs, repairRequests(a, l, have, neighbors)...)
 	}
-	if err := b.run(ctx, b.pods, rs); err != nil {
-		return nil, err
-	}
+	err = b.run(ctx, b.pods, rs)
 	for _, r := range rs {
-		changes = append(changes, r.change)
+		if r.sent && r.err == nil {
+			changes = append(changes, r.change)
+		}
 	}
-	return changes, nil
+	return changes, err
 }
 
 // neighborKey names one neighbour entry of the node.
@@ -132,8 +132,11 @@ func (b *Backend) LinkOf(ctx context.Context, addr netip.Addr) (string, error) {
 		return "", err
 	}
 	routes, err := b.links.RouteGet(addr.AsSlice())
-	if err != nil || len(routes) == 0 {
+	if err != nil {
 		return "", fmt.Errorf("asking for the route to %s: %w", addr, err)
+	}
+	if len(routes) == 0 {
+		return "", fmt.Errorf("there is no route to %s", addr)
 	}
 	return b.linkName(routes[0].LinkIndex), nil
 }

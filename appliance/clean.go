@@ -1,0 +1,49 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"weft.network/weft/appliance/compile/podnet"
+	"weft.network/weft/appliance/compile/route"
+	"weft.network/weft/appliance/config"
+	"weft.network/weft/appliance/ruleset"
+)
+
+// CleanKernel removes everything weft has in this node's kernel: tables, tunnel, routes, and the links of all Pods, which lose
+// their network. It refuses while a daemon owns the store.
+func CleanKernel(ctx context.Context, cfg config.Config, version string) (err error) {
+	s, err := openStore(cfg.StateDir, version, time.Second)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	k, err := openKernel(zap.NewNop())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, k.close()) }()
+	if _, err := k.Apply(ctx, []ruleset.Table{{Family: ruleset.INet, Name: ruleset.TableName}}); err != nil {
+		return fmt.Errorf("removing the packet filter: %w", err)
+	}
+	if _, err := k.ApplyHost(ctx, route.HostNet{}); err != nil {
+		return fmt.Errorf("removing links and routes: %w", err)
+	}
+	links, err := k.ListPods(ctx)
+	if err != nil {
+		return fmt.Errorf("listing the links of Pods: %w", err)
+	}
+	for _, l := range links {
+		if err := k.DelPod(ctx, podnet.Attachment{HostIf: l.HostIf, Addresses: l.Addresses}); err != nil {
+			return fmt.Errorf("removing the link %s: %w", l.HostIf, err)
+		}
+	}
+	if _, err := k.SweepBandwidth(ctx); err != nil {
+		return err
+	}
+	return k.Flush(ctx)
+}
