@@ -193,7 +193,7 @@ func (m machine) enter(netns string) error {
 func (l *Lab) environment() []string {
 	env := []string{
 		"PATH=" + l.path("bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-		"HOME=/root", "WEFT_LAB=" + l.Dir,
+		"HOME=/root",
 	}
 	for _, v := range os.Environ() {
 		if strings.HasPrefix(v, "GO") || strings.HasPrefix(v, "TERM=") || strings.HasPrefix(v, "LANG=") {

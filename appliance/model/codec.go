@@ -47,22 +47,24 @@ func (s *Snapshot) UnmarshalJSON(b []byte) error {
 		return err
 	}
 	*s = Snapshot{
-		Revision: in.Revision, Nodes: map[string]*Node{}, Pods: map[PodKey]*Pod{},
-		Services: map[ServiceKey]*Service{}, Slices: map[SliceKey]*EndpointSlice{},
-	}
-	for _, n := range in.Nodes {
-		s.Nodes[n.Name] = n
-	}
-	for _, p := range in.Pods {
-		s.Pods[p.Key()] = p
-	}
-	for _, v := range in.Services {
-		s.Services[v.Key()] = v
-	}
-	for _, v := range in.Slices {
-		s.Slices[v.Key()] = v
+		Revision: in.Revision,
+		Nodes:    byKey(in.Nodes, func(n *Node) string { return n.Name }),
+		Pods:     byKey(in.Pods, func(p *Pod) PodKey { return p.Key() }),
+		Services: byKey(in.Services, (*Service).Key),
+		Slices:   byKey(in.Slices, (*EndpointSlice).Key),
 	}
 	return nil
+}
+
+func byKey[K comparable, V any](list []V, key func(V) K) map[K]V {
+	if list == nil {
+		return nil
+	}
+	out := make(map[K]V, len(list))
+	for _, v := range list {
+		out[key(v)] = v
+	}
+	return out
 }
 
 // SortedNodes returns the nodes in the order of their names. It may be called on a nil Snapshot.

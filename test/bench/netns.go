@@ -126,7 +126,7 @@ func (n *Netns) hasLink(name string) bool {
 	return err == nil
 }
 
-// answers reports whether whoever has the address answers within a second: nothing listens on the port, so what comes is a
+// answers reports whether whoever has the address answers within seconds: nothing listens on the port, so what comes is a
 // refusal, from the kernel of the address's owner.
 func (n *Netns) answers(addr netip.Addr) error {
 	return n.do(func() error {
@@ -136,9 +136,10 @@ func (n *Netns) answers(addr netip.Addr) error {
 		}
 		defer func() { _ = unix.Close(fd) }()
 		to := &unix.SockaddrInet4{Port: 1, Addr: addr.As4()}
-		// For connect this is the time until it gives up (socket(7)).
-		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 1}); err != nil {
-			return fmt.Errorf("setting the time to connect: %w", err)
+		// It gives up after the second try. A time to send (SO_SNDTIMEO) would do too, but then every signal of the Go runtime
+		// ends the call (signal(7)).
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SYNCNT, 1); err != nil {
+			return fmt.Errorf("limiting the tries to connect: %w", err)
 		}
 		if err := unix.Connect(fd, to); !errors.Is(err, unix.ECONNREFUSED) {
 			return fmt.Errorf("%s does not answer: connecting gave %v, want a refusal", addr, err)

@@ -193,8 +193,8 @@ func connect(addr string) (int, error) {
 		// A close sends a reset, so that no port stays in TIME_WAIT.
 		unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}),
 		// A path that loses everything must end the run, not hang it.
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 20}),
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 20}),
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SYNCNT, 3),
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 20_000),
 		unix.Connect(fd, &unix.SockaddrInet4{Port: peerPort, Addr: ip.As4()}))
 	if err != nil {
 		_ = unix.Close(fd)
@@ -333,7 +333,8 @@ func (l *Lab) Peers(client, server *Sandbox) (*peers, error) {
 func (l *Lab) peer(n *Netns, side string) (io.Writer, *bufio.Reader, error) {
 	cmd := exec.Command("/proc/self/exe", peerCommand, side)
 	cmd.Stderr = os.Stderr
-	cmd.Env = append(os.Environ(), "GOGC=off")
+	// Nothing of the Go runtime may interrupt: neither the collector, nor the signals by which it takes a processor away.
+	cmd.Env = append(os.Environ(), "GOGC=off", "GODEBUG=asyncpreemptoff=1")
 	to, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, nil, fmt.Errorf("making a pipe: %w", err)

@@ -89,6 +89,7 @@ func (p tcpPath) run(ctx context.Context, lab *Lab) ([]Result, error) {
 	}{
 		{loadStream, "stream", "Gbit/s", [2]int{0, 1}, 32 * mib, lab.Sized(192*mib, 16*mib), 8e-9, ratioAtLeast(0.97)},
 		{loadRequest, "requests", "k/s", [2]int{0, 0}, 200, lab.Sized(4000, 400), 1e-3, ratioAtLeast(0.97)},
+		{loadRequest, "requests 2cpu", "k/s", [2]int{0, 1}, 200, lab.Sized(4000, 400), 1e-3, ratioAtLeast(0.97)},
 		{loadConnect, "connections", "k/s", [2]int{0, 0}, 20, lab.Sized(1000, 100), 1e-3, noBudget},
 	} {
 		var arms []arm

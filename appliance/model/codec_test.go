@@ -1,0 +1,47 @@
+package model
+
+import (
+	"encoding/json"
+	"net/netip"
+	"reflect"
+	"testing"
+)
+
+func TestSnapshotRoundTrip(t *testing.T) {
+	pod := &Pod{PodRef: PodRef{"default", "web", "u1"}, Node: "a", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")}}
+	svc := &Service{Namespace: "default", Name: "web", Type: "ClusterIP", Ports: []ServicePort{{Name: "http", Protocol: TCP, Port: 80}}}
+	slice := &EndpointSlice{Namespace: "default", Name: "web-1", Service: "web", Endpoints: []Endpoint{{Ready: true, Node: "a"}}}
+	in := &Snapshot{
+		Revision: 7,
+		Nodes:    map[string]*Node{"a": {Name: "a", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}}},
+		Pods:     map[PodKey]*Pod{pod.Key(): pod},
+		Services: map[ServiceKey]*Service{svc.Key(): svc},
+		Slices:   map[SliceKey]*EndpointSlice{slice.Key(): slice},
+	}
+	text, err := json.Marshal(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out Snapshot
+	if err := json.Unmarshal(text, &out); err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(*in, out) {
+		t.Errorf("came back as %+v", out)
+	}
+	again, err := json.Marshal(&out)
+	if err != nil || string(again) != string(text) {
+		t.Errorf("equal Snapshots give different text: %s %s %v", text, again, err)
+	}
+}
+
+func TestParseMAC(t *testing.T) {
+	for text, ok := range map[string]bool{
+		"0a:58:0a:f4:01:02": true, "0A-58-0a-f4-01-02": true, "": false, "00:00:00:00:00:00": false, "01:00:5e:00:00:01": false,
+		"0a:58:0a:f4:01": false, "zz:58:0a:f4:01:02": false,
+	} {
+		if _, err := ParseMAC(text); (err == nil) != ok {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
