@@ -63,16 +63,17 @@ func (f *faults) crash(n int) {
 // fakeKernel holds state as the kernel would, and fails on request before it changes anything.
 type fakeKernel struct {
 	*faults
-	state sync.Mutex
-	ns    map[string]bool // paths of network namespaces
-	fds   map[int]string
-	next  int
-	links map[string]podnet.Attachment
-	in    map[string]string // link -> namespace
-	limit map[string]model.Bandwidth
-	inUse map[netip.Addr]string
-	flows []netip.Addr // forgotten
-	local []netip.Addr
+	state     sync.Mutex
+	ns        map[string]bool // paths of network namespaces
+	fds       map[int]string
+	next      int
+	links     map[string]podnet.Attachment
+	in        map[string]string // link -> namespace
+	limit     map[string]model.Bandwidth
+	inUse     map[netip.Addr]string
+	flows     []netip.Addr // forgotten
+	portFlows []uint16
+	local     []netip.Addr
 }
 
 func (k *fakeKernel) OpenNS(path string) (int, func(), error) {
@@ -204,14 +205,33 @@ func (k *fakeKernel) LetLocalhostReach(_ context.Context, addrs []netip.Addr) er
 	return nil
 }
 
-func (k *fakeKernel) ForgetFlows(_ context.Context, addrs []netip.Addr) error {
-	if err := k.step("ForgetFlows"); err != nil {
+func (k *fakeKernel) SetPodMTU(_ context.Context, nsFD int, a podnet.Attachment) error {
+	if err := k.step("SetPodMTU"); err != nil {
 		return err
 	}
 	k.state.Lock()
 	defer k.state.Unlock()
-	k.flows = append(k.flows, addrs...)
+	have, ok := k.links[a.HostIf]
+	if !ok || k.fds[nsFD] != k.in[a.HostIf] {
+		return fmt.Errorf("link %s is missing", a.HostIf)
+	}
+	have.MTU = a.MTU
+	k.links[a.HostIf] = have
 	return nil
+}
+
+func (k *fakeKernel) ForgetFlows(addrs []netip.Addr) {
+	k.state.Lock()
+	defer k.state.Unlock()
+	k.flows = append(k.flows, addrs...)
+}
+
+func (k *fakeKernel) ForgetPortFlows(hp *model.HostPorts) {
+	k.state.Lock()
+	defer k.state.Unlock()
+	for _, m := range hp.Mappings {
+		k.portFlows = append(k.portFlows, m.HostPort)
+	}
 }
 
 // reboot takes every namespace and link away.

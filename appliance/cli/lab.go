@@ -20,7 +20,8 @@ func labCommand() *cli.Command {
 			"weft lab exec default/web -- weft lab-pod get http://10.244.1.2:8080/\nweft lab down",
 		OnUsageError: usageError,
 		Subcommands: []*cli.Command{
-			labUp(), labStatus(), labExec(), labRun(), labDelete(), labDaemon(), labReboot(), labMode(), labDown(),
+			labUp(), labStatus(), labExec(), labRun(), labDelete(), labDaemon(), labReboot(), labMode(),
+			labAddNode(), labRemoveNode(), labDown(),
 		},
 	}
 }
@@ -42,13 +43,78 @@ func labUp() *cli.Command {
 			&cli.StringFlag{Name: "mode", Value: "auto", Usage: "fabric.mode: auto, native or vxlan"},
 			&cli.StringFlag{Name: "families", Value: "dual", Usage: "dual, ipv4 or ipv6"},
 			&cli.IntFlag{Name: "mtu", Value: 1500, Usage: "`BYTES` of the links between nodes"},
+			&cli.StringSliceFlag{Name: "pod-cidr", Usage: "Pod range of a node, `NODE=PREFIX`; may be repeated"},
+			&cli.StringFlag{Name: "settings", Usage: "further lines for every node's weft.yaml, `YAML`"},
 		},
 		Action: func(c *cli.Context) error {
-			_, err := lab.Up(c.Context, lab.Options{
+			ranges, err := nodeRanges(c.StringSlice("pod-cidr"))
+			if err != nil {
+				return err
+			}
+			_, err = lab.Up(c.Context, lab.Options{
 				Name: c.String("name"), Nodes: c.Int("nodes"), Subnets: c.Int("subnets"), Mode: c.String("mode"),
 				Families: lab.Families(c.String("families")), MTU: c.Int("mtu"), Progress: c.App.Writer,
+				PodCIDRs: ranges, Settings: c.String("settings"),
 			})
-			return err
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(c.App.Writer, "try: weft lab run web --node node2, weft lab status, weft lab exec node1 -- ip route")
+			return nil
+		},
+	}
+}
+
+// nodeRanges reads NODE=PREFIX pairs.
+func nodeRanges(pairs []string) (map[string][]netip.Prefix, error) {
+	out := map[string][]netip.Prefix{}
+	for _, pair := range pairs {
+		node, text, _ := strings.Cut(pair, "=")
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, cli.Exit(fmt.Sprintf("--pod-cidr %q is not NODE=PREFIX", pair), 2)
+		}
+		out[node] = append(out[node], p)
+	}
+	return out, nil
+}
+
+func labAddNode() *cli.Command {
+	return &cli.Command{
+		Name: "add-node", Usage: "one more node", OnUsageError: usageError, Before: noArguments,
+		Flags: []cli.Flag{labFlag(), &cli.StringSliceFlag{Name: "pod-cidr", Usage: "its Pod range, `PREFIX`; may be repeated"}},
+		Action: func(c *cli.Context) error {
+			l, err := openLab(c)
+			if err != nil {
+				return err
+			}
+			var ranges []netip.Prefix
+			for _, text := range c.StringSlice("pod-cidr") {
+				p, err := netip.ParsePrefix(text)
+				if err != nil {
+					return cli.Exit(fmt.Sprintf("--pod-cidr: %q is not a prefix", text), 2)
+				}
+				ranges = append(ranges, p)
+			}
+			n, err := l.AddNode(c.Context, ranges...)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(c.App.Writer, n.Name)
+			return nil
+		},
+	}
+}
+
+func labRemoveNode() *cli.Command {
+	return &cli.Command{
+		Name: "remove-node", Usage: "take a node away, with its Pods", ArgsUsage: "NODE", Flags: []cli.Flag{labFlag()}, OnUsageError: usageError,
+		Action: func(c *cli.Context) error {
+			l, err := openLab(c)
+			if err != nil {
+				return err
+			}
+			return l.RemoveNode(c.Context, c.Args().First())
 		},
 	}
 }
@@ -109,6 +175,9 @@ func labRun() *cli.Command {
 			&cli.StringSliceFlag{Name: "port", Usage: "host port `[IP:]HOST:POD[/PROTO]`; may be repeated"},
 			&cli.StringSliceFlag{Name: "address", Usage: "`ADDRESS` to ask for; may be repeated"},
 			&cli.StringFlag{Name: "uid", Usage: "`UID` of the Pod; made up when absent"},
+			&cli.BoolFlag{Name: "pause", Usage: "run no server in the Pod"},
+			&cli.Uint64Flag{Name: "ingress", Usage: "limit what the Pod receives to `BITS` per second"},
+			&cli.Uint64Flag{Name: "egress", Usage: "limit what the Pod sends to `BITS` per second"},
 		},
 		OnUsageError: usageError, Action: runPods,
 	}
@@ -122,7 +191,13 @@ func runPods(c *cli.Context) error {
 	if !c.Args().Present() {
 		return cli.Exit("run needs the name of a Pod", 2)
 	}
-	spec := lab.PodSpec{Namespace: c.String("namespace"), UID: c.String("uid")}
+	spec := lab.PodSpec{Namespace: c.String("namespace"), UID: c.String("uid"), Pause: c.Bool("pause")}
+	if rate := c.Uint64("ingress"); rate > 0 {
+		spec.Bandwidth.IngressRate, spec.Bandwidth.IngressBurst = rate, rate
+	}
+	if rate := c.Uint64("egress"); rate > 0 {
+		spec.Bandwidth.EgressRate, spec.Bandwidth.EgressBurst = rate, rate
+	}
 	for _, text := range c.StringSlice("port") {
 		m, err := lab.ParsePort(text)
 		if err != nil {
@@ -207,7 +282,10 @@ func labDaemon() *cli.Command {
 			node := c.Args().Get(1)
 			switch verb := c.Args().First(); verb {
 			case "start":
-				return l.StartDaemon(c.Context, node)
+				if err := l.StartDaemon(c.Context, node); err != nil {
+					return err
+				}
+				return l.WaitReady(c.Context, node)
 			case "kill":
 				return l.KillDaemon(c.Context, node, syscall.SIGKILL)
 			case "stop":

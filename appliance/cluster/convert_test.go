@@ -115,14 +115,21 @@ func TestConvertPod(t *testing.T) {
 		{"succeeded", pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }), func(p *model.Pod) { p.Completed = true }, nil},
 		{"failed", pod(func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }), func(p *model.Pod) { p.Completed = true }, nil},
 		{"host network", pod(func(p *corev1.Pod) { p.Spec.HostNetwork = true }), func(p *model.Pod) { p.HostNetwork = true }, nil},
-		{"requested", pod(func(p *corev1.Pod) { p.Annotations = map[string]string{AddressesAnnotation: "fd00::7, 10.1.0.7"} }),
-			func(p *model.Pod) { p.Requested = addrs("fd00::7", "10.1.0.7") }, nil},
-		{"requested badly", pod(func(p *corev1.Pod) { p.Annotations = map[string]string{AddressesAnnotation: "10.1.0.300"} }),
+		{
+			"requested", pod(func(p *corev1.Pod) { p.Annotations = map[string]string{AddressesAnnotation: "fd00::7, 10.1.0.7"} }),
+			func(p *model.Pod) { p.Requested = addrs("fd00::7", "10.1.0.7") }, nil,
+		},
+		{
+			"requested badly", pod(func(p *corev1.Pod) { p.Annotations = map[string]string{AddressesAnnotation: "10.1.0.300"} }),
 			func(p *model.Pod) {
 				p.RequestError = `annotation weft.network/addresses: "10.1.0.300" is not an IPv4 or IPv6 address`
-			}, nil},
-		{"bad address", pod(func(p *corev1.Pod) { p.Status.PodIPs = []corev1.PodIP{{IP: "x"}, {IP: "10.1.0.2"}} }),
-			func(p *model.Pod) { p.Addresses = addrs("10.1.0.2") }, []string{`status.podIPs[0].ip: "x" is not`}},
+			}, nil,
+		},
+		{
+			"bad address", pod(func(p *corev1.Pod) { p.Status.PodIPs = []corev1.PodIP{{IP: "x"}, {IP: "10.1.0.2"}} }),
+			func(p *model.Pod) { p.Addresses = addrs("10.1.0.2") },
+			[]string{`status.podIPs[0].ip: "x" is not`},
+		},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

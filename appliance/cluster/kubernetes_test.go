@@ -361,16 +361,30 @@ func TestCandidates(t *testing.T) {
 		want    []string
 	}{
 		{"kubeconfig", KubernetesOptions{Kubeconfig: "x"}, "https://cp:6443", nil, []string{"https://cp:6443"}},
-		{"kubeconfig first, then learned", KubernetesOptions{Kubeconfig: "x"}, "https://192.0.2.1:6443", []string{"192.0.2.1:6443", "192.0.2.2:6443"},
-			[]string{"https://192.0.2.1:6443", "https://192.0.2.2:6443"}},
-		{"flags replace the kubeconfig", KubernetesOptions{Kubeconfig: "x", Servers: []string{"192.0.2.5", "http://lb:8080", "2001:db8::1", "[2001:db8::2]:443"}},
-			"https://cp:6443", []string{"192.0.2.1:6443"},
-			[]string{"https://192.0.2.5:6443", "http://lb:8080", "https://[2001:db8::1]:6443", "https://[2001:db8::2]:443", "https://192.0.2.1:6443"}},
+		{
+			"kubeconfig first, then learned",
+			KubernetesOptions{Kubeconfig: "x"},
+			"https://192.0.2.1:6443",
+			[]string{"192.0.2.1:6443", "192.0.2.2:6443"},
+			[]string{"https://192.0.2.1:6443", "https://192.0.2.2:6443"},
+		},
+		{
+			"flags replace the kubeconfig",
+			KubernetesOptions{Kubeconfig: "x", Servers: []string{"192.0.2.5", "http://lb:8080", "2001:db8::1", "[2001:db8::2]:443"}},
+			"https://cp:6443",
+			[]string{"192.0.2.1:6443"},
+			[]string{"https://192.0.2.5:6443", "http://lb:8080", "https://[2001:db8::1]:6443", "https://[2001:db8::2]:443", "https://192.0.2.1:6443"},
+		},
 		{"ClusterIP when nothing else is known", KubernetesOptions{}, "https://10.96.0.1:443", nil, []string{"https://10.96.0.1:443"}},
 		{"no ClusterIP when there is better", KubernetesOptions{}, "https://10.96.0.1:443", []string{"192.0.2.1:6443"}, []string{"https://192.0.2.1:6443"}},
 		{"no ClusterIP beside flags", KubernetesOptions{Servers: []string{"192.0.2.5"}}, "https://10.96.0.1:443", nil, []string{"https://192.0.2.5:6443"}},
-		{"a name in a Pod is no ClusterIP", KubernetesOptions{}, "https://lb.example:6443", []string{"192.0.2.1:6443"},
-			[]string{"https://lb.example:6443", "https://192.0.2.1:6443"}},
+		{
+			"a name in a Pod is no ClusterIP",
+			KubernetesOptions{},
+			"https://lb.example:6443",
+			[]string{"192.0.2.1:6443"},
+			[]string{"https://lb.example:6443", "https://192.0.2.1:6443"},
+		},
 		{"a proxy with a path", KubernetesOptions{Kubeconfig: "x"}, "https://rancher/k8s/clusters/c-1", []string{"192.0.2.1:6443"}, []string{"https://rancher:443"}},
 	}
 	for _, test := range tests {

@@ -21,65 +21,82 @@ import (
 // Transfer is what a client prints about bytes that went over the wire.
 type Transfer struct {
 	Bytes int64 `json:"bytes"`
-	// Seconds is how long it took, without the time to connect.
+	// Seconds is how long it took, with the time to connect.
 	Seconds float64 `json:"seconds"`
 }
 
-// one is what a client needs of its only argument.
-func one(flags *flag.FlagSet, args []string, what string) (string, error) {
+// targets parses flags and wants at least one argument after them.
+func targets(flags *flag.FlagSet, args []string, what string) ([]string, error) {
 	if err := flags.Parse(args); err != nil {
-		return "", err
+		return nil, err
 	}
-	if flags.NArg() != 1 {
-		return "", fmt.Errorf("%s needs one argument: %s", flags.Name(), what)
+	if flags.NArg() == 0 {
+		return nil, fmt.Errorf("%s needs a %s", flags.Name(), what)
 	}
-	return flags.Arg(0), nil
+	return flags.Args(), nil
 }
 
-// get fetches a URL and prints the body.
+// get fetches URLs one after the other and prints the bodies.
 //
-//	get [--count] [--send N] [--timeout 3s] URL     --count prints a Transfer instead; --send posts N bytes
+//	get [--count] [--send N] [--timeout 3s] URL...     --count prints a Transfer instead; --send posts N bytes
 func get(ctx context.Context, flags *flag.FlagSet, args []string, stdout io.Writer) error {
-	count := flags.Bool("count", false, "print how many bytes came instead of the bytes")
-	send := flags.Int64("send", 0, "post so many bytes")
-	timeout := flags.Duration("timeout", 3*time.Second, "for all of it")
-	url, err := one(flags, args, "URL")
+	g := getter{stdout: stdout}
+	flags.BoolVar(&g.count, "count", false, "print how many bytes came instead of the bytes")
+	flags.Int64Var(&g.send, "send", 0, "post so many bytes")
+	flags.DurationVar(&g.timeout, "timeout", 3*time.Second, "for each URL")
+	urls, err := targets(flags, args, "URL")
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, *timeout)
+	for _, url := range urls {
+		if err := g.get(ctx, url); err != nil {
+			return fmt.Errorf("getting %s: %w", url, err)
+		}
+	}
+	return nil
+}
+
+type getter struct {
+	count   bool
+	send    int64
+	timeout time.Duration
+	stdout  io.Writer
+}
+
+func (g *getter) get(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
 	start := time.Now()
 	var body io.Reader
 	method := http.MethodGet
-	if *send > 0 {
-		method, body = http.MethodPost, io.LimitReader(pattern{}, *send)
+	if g.send > 0 {
+		method, body = http.MethodPost, io.LimitReader(pattern{}, g.send)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, url, body)
 	if err != nil {
-		return fmt.Errorf("making the request: %w", err)
+		return err
 	}
-	if *send > 0 {
-		req.ContentLength = *send
+	if g.send > 0 {
+		req.ContentLength = g.send
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return fmt.Errorf("getting the page: %w", err)
+		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("getting %s: %s", url, resp.Status)
+		return errors.New(resp.Status)
 	}
-	to := stdout
-	if *count {
+	to := g.stdout
+	if g.count {
 		to = io.Discard
 	}
 	n, err := io.Copy(to, resp.Body)
 	if err != nil {
-		return fmt.Errorf("reading the page after %d bytes: %w", n, err)
+		return fmt.Errorf("after %d bytes: %w", n, err)
 	}
-	if *count {
-		return json.NewEncoder(stdout).Encode(Transfer{Bytes: max(n, *send), Seconds: time.Since(start).Seconds()})
+	if g.count {
+		return json.NewEncoder(g.stdout).Encode(Transfer{Bytes: max(n, g.send), Seconds: time.Since(start).Seconds()})
 	}
 	return nil
 }
@@ -90,10 +107,11 @@ func get(ctx context.Context, flags *flag.FlagSet, args []string, stdout io.Writ
 func udp(ctx context.Context, flags *flag.FlagSet, args []string, stdout io.Writer) error {
 	size := flags.Int("size", 0, "send so many bytes, and want them back")
 	timeout := flags.Duration("timeout", 2*time.Second, "for all tries")
-	target, err := one(flags, args, "HOST:PORT")
+	all, err := targets(flags, args, "HOST:PORT")
 	if err != nil {
 		return err
 	}
+	target := all[0]
 	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 		var err4, err6 error
 		err := c.Control(func(fd uintptr) {
@@ -172,10 +190,11 @@ type Load struct {
 func load(ctx context.Context, flags *flag.FlagSet, args []string, stdin io.Reader, stdout io.Writer) error {
 	limit := flags.Duration("for", 0, "at most so long; 0 waits for standard input to end")
 	pause := flags.Duration("pause", 2*time.Millisecond, "between two requests")
-	url, err := one(flags, args, "URL")
+	urls, err := targets(flags, args, "URL")
 	if err != nil {
 		return err
 	}
+	url := urls[0]
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if *limit > 0 {

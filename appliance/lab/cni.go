@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sync"
 
 	"github.com/containernetworking/cni/libcni"
@@ -167,8 +166,10 @@ func (sb *sandbox) conf(ifName string) *libcni.RuntimeConf {
 		ContainerID: sb.ContainerID, NetNS: sb.NetNS, IfName: ifName, CacheDir: cacheFolder, CapabilityArgs: map[string]any{},
 		Args: [][2]string{
 			{"IgnoreUnknown", "1"},
-			{"K8S_POD_NAMESPACE", sb.Spec.Namespace}, {"K8S_POD_NAME", sb.Spec.Name},
-			{"K8S_POD_INFRA_CONTAINER_ID", sb.ContainerID}, {"K8S_POD_UID", sb.Spec.UID},
+			{"K8S_POD_NAMESPACE", sb.Spec.Namespace},
+			{"K8S_POD_NAME", sb.Spec.Name},
+			{"K8S_POD_INFRA_CONTAINER_ID", sb.ContainerID},
+			{"K8S_POD_UID", sb.Spec.UID},
 		},
 	}
 	if len(sb.Spec.Ports) > 0 {
@@ -257,16 +258,13 @@ func newNetNS(path string) error {
 		return fmt.Errorf("making the network namespace %s: %w", path, err)
 	}
 	_ = f.Close()
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			err = unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+	err = onOwnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
 		}
-		result <- err
-	}()
-	if err := <-result; err != nil {
+		return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+	})
+	if err != nil {
 		return errors.Join(fmt.Errorf("making the network namespace %s: %w", path, err), os.Remove(path))
 	}
 	return nil

@@ -147,20 +147,3 @@ func (l *Lab) Pod(name string) (*Pod, error) {
 
 // Log returns the last lines that a node's weftd wrote.
 func (l *Lab) Log(node string, lines int) string { return tail(l.logPath(node+"-weftd"), lines) }
-
-// Print writes the report for people.
-func (r *Report) Print(w io.Writer) error {
-	out := fmt.Sprintf("lab %s in %s, mode %s, outside %v\n", r.Name, r.Dir, r.Mode, r.Outside)
-	for _, n := range r.Nodes {
-		how := "ready"
-		if !n.Ready {
-			how = "NOT READY: " + n.Why
-		}
-		out += fmt.Sprintf("\n%s: %s\n  addresses %v, Pod ranges %v\n", n.Name, how, n.Addresses, n.PodCIDRs)
-		for _, p := range n.Pods {
-			out += fmt.Sprintf("  %-32s %v\n", p.FullName(), p.Addresses)
-		}
-	}
-	_, err := io.WriteString(w, out)
-	return err
-}

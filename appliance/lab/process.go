@@ -139,20 +139,33 @@ func (m machine) start(cmd *exec.Cmd, netns string) error {
 	if cmd.Dir == "" {
 		cmd.Dir = "/"
 	}
-	result := make(chan error, 1)
-	go func() {
-		// Never unlocked: the thread ends with this goroutine, and no other code ever runs in the other namespaces.
-		runtime.LockOSThread()
-		err := m.enter(netns)
-		if err == nil {
-			err = cmd.Start()
+	err := onOwnThread(func() error {
+		if err := m.enter(netns); err != nil {
+			return err
 		}
-		result <- err
-	}()
-	if err := <-result; err != nil {
+		return cmd.Start()
+	})
+	if err != nil {
 		return fmt.Errorf("starting %s on %s: %w", strings.Join(cmd.Args, " "), m.Name, err)
 	}
 	return nil
+}
+
+// onOwnThread calls f on a thread that ends with it: no other code ever runs in the namespaces that f enters.
+func onOwnThread(f func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			// The process's first thread cannot end. While this goroutine sits on it, another one gets another thread.
+			result <- onOwnThread(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		// Never unlocked: that is what makes the thread end with the goroutine.
+		result <- f()
+	}()
+	return <-result
 }
 
 // enter moves the calling thread, which must be thrown away afterwards.

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -56,16 +55,12 @@ func (p *program) start(cmd *exec.Cmd) error {
 	if p.NetNS == "" {
 		return cmd.Start()
 	}
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
-		err := enterNetNS(p.NetNS)
-		if err == nil {
-			err = cmd.Start()
+	return onOwnThread(func() error {
+		if err := enterNetNS(p.NetNS); err != nil {
+			return err
 		}
-		result <- err
-	}()
-	return <-result
+		return cmd.Start()
+	})
 }
 
 // enterNetNS moves the calling thread, which must be thrown away afterwards.

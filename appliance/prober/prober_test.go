@@ -513,3 +513,24 @@ func TestPeerChangesDuringCheck(t *testing.T) {
 		}
 	})
 }
+
+// Silent peers hold a check for seconds; even so, no more run at a time than may.
+func TestInFlightIsBounded(t *testing.T) {
+	const inFlight = 3
+	inLab(t, Options{MaxInFlight: inFlight}, func(l *lab) {
+		var peers []route.Peer
+		for i := range 20 {
+			peers = append(peers, peer(i, route.ModeNative))
+		}
+		l.Update(view(peers...))
+		after(60 * time.Second)
+		l.change(func() {
+			if l.most != 2*inFlight { // two families
+				t.Errorf("%d probes at the same time, want %d", l.most, 2*inFlight)
+			}
+		})
+		if n := len(l.Results()); n != 2*20 {
+			t.Errorf("%d results", n)
+		}
+	})
+}

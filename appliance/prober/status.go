@@ -9,7 +9,7 @@ import (
 	"weft.network/weft/appliance/compile/route"
 )
 
-// View is what the prober needs to know of the cluster; route.State has all of it.
+// View is what the prober needs to know of the cluster; it follows from route.State and the addresses of this node.
 type View struct {
 	Peers []route.Peer
 	// Inner are this node's own addresses in the Pod network, at most one per family.

@@ -30,84 +30,104 @@ func TestVerdict(t *testing.T) {
 		finding string
 	}{
 		{
-			"all is well", facts{peer: tunnel, small: ok, inner: measured{mtu: 1450}, underlay: measured{mtu: 1500}},
+			"all is well",
+			facts{peer: tunnel, small: ok, inner: measured{mtu: 1450}, underlay: measured{mtu: 1500}},
 			true, 1450, "",
 		},
 		{
-			"the underlay does not answer probes", facts{peer: tunnel, small: ok, inner: measured{mtu: 1450}},
+			"the underlay does not answer probes",
+			facts{peer: tunnel, small: ok, inner: measured{mtu: 1450}},
 			true, 1450, "",
 		},
 		{
-			"it went away during the check", facts{peer: native, small: ok},
+			"it went away during the check",
+			facts{peer: native, small: ok},
 			true, 0, "",
 		},
 		{
-			"a router names its MTU", facts{peer: native, small: ok, inner: measured{1400, outcome{fate: tooBig, by: router}}},
+			"a router names its MTU",
+			facts{peer: native, small: ok, inner: measured{1400, outcome{fate: tooBig, by: router}}},
 			true, 1400, "path MTU to node b is 1400, Pods use 1450: set fabric.mtu: 1400 or fix the underlay; packets larger than 1400 are lost (router 192.168.7.1 says so)",
 		},
 		{
-			"a black hole", facts{peer: native, small: ok, inner: measured{1399, outcome{}}},
+			"a black hole",
+			facts{peer: native, small: ok, inner: measured{1399, outcome{}}},
 			true, 1399, "path MTU to node b is 1399, Pods use 1450: set fabric.mtu: 1399 or fix the underlay; packets larger than 1399 are lost (no router says so: ICMP is blocked on the way)",
 		},
 		{
-			"the node's own link", facts{peer: native, small: ok, inner: measured{1300, outcome{fate: tooBig}}},
+			"the node's own link",
+			facts{peer: native, small: ok, inner: measured{1300, outcome{fate: tooBig}}},
 			true, 1300, "path MTU to node b is 1300, Pods use 1450: set fabric.mtu: 1300 or fix the underlay; packets larger than 1300 are lost (a link of this node carries no more)",
 		},
 		{
-			"fragments are lost too", facts{peer: tunnel, small: ok, inner: measured{1352, outcome{}}, underlay: measured{1402, outcome{fate: tooBig, by: router}}},
+			"fragments are lost too",
+			facts{peer: tunnel, small: ok, inner: measured{1352, outcome{}}, underlay: measured{1402, outcome{fate: tooBig, by: router}}},
 			true, 1352, "path MTU to node b is 1352, Pods use 1450: set fabric.mtu: 1352 or fix the underlay; packets larger than 1352 are lost (router 192.168.7.1 says so)",
 		},
 		{
-			"only the tunnel is small", facts{peer: tunnel, small: ok, inner: measured{1300, outcome{fate: tooBig}}, underlay: measured{mtu: 1500}},
+			"only the tunnel is small",
+			facts{peer: tunnel, small: ok, inner: measured{1300, outcome{fate: tooBig}}, underlay: measured{mtu: 1500}},
 			true, 1300, "path MTU to node b is 1300, Pods use 1450: set fabric.mtu: 1300 or fix the underlay; packets larger than 1300 are lost (a link of this node carries no more)",
 		},
 		{
-			"too small for fabric.mtu", facts{peer: native, small: ok, inner: measured{1000, outcome{}}},
+			"too small for fabric.mtu",
+			facts{peer: native, small: ok, inner: measured{1000, outcome{}}},
 			true, 1000, "path MTU to node b is 1000, Pods use 1450: fix the underlay (fabric.mtu cannot be less than 1280); packets larger than 1000 are lost (no router says so: ICMP is blocked on the way)",
 		},
 		{
-			"the tunnel is fragmented", facts{peer: tunnel, small: ok, inner: measured{mtu: 1450}, underlay: measured{1400, outcome{fate: tooBig, by: router}}},
+			"the tunnel is fragmented",
+			facts{peer: tunnel, small: ok, inner: measured{mtu: 1450}, underlay: measured{1400, outcome{fate: tooBig, by: router}}},
 			true, 1350, "path MTU to node b is 1350, Pods use 1450: set fabric.mtu: 1350 or fix the underlay; larger packets are fragmented in the tunnel, because the underlay carries 1400 bytes and they need 1500 (router 192.168.7.1 says so)",
 		},
 		{
-			"the tunnel is fragmented, IPv6 underlay", facts{peer: tunnel6, small: ok, inner: measured{mtu: 1450}, underlay: measured{1500, outcome{}}},
+			"the tunnel is fragmented, IPv6 underlay",
+			facts{peer: tunnel6, small: ok, inner: measured{mtu: 1450}, underlay: measured{1500, outcome{}}},
 			true, 1430, "path MTU to node b is 1430, Pods use 1450: set fabric.mtu: 1430 or fix the underlay; larger packets are fragmented in the tunnel, because the underlay carries 1500 bytes and they need 1520 (no router says so: ICMP is blocked on the way)",
 		},
 		{
-			"broken offload, worked around", facts{peer: tunnel, small: ok, inner: measured{mtu: 1450}, underlay: measured{mtu: 1500}, offload: offloadBroken},
+			"broken offload, worked around",
+			facts{peer: tunnel, small: ok, inner: measured{mtu: 1450}, underlay: measured{mtu: 1500}, offload: offloadBroken},
 			true, 1450, "broken checksum offload on the way to node b, worked around: packets get through the tunnel since tx checksum offload of weft.vx is off",
 		},
 		{
-			"no daemon there", facts{peer: tunnel, small: outcome{fate: refused}},
+			"no daemon there",
+			facts{peer: tunnel, small: outcome{fate: refused}},
 			true, 0, "node b is there, but nothing answers probes at 10.244.2.1 udp/9466: is weftd running there, with the same fabric.probe.port?",
 		},
 		{
-			"VXLAN is blocked", facts{peer: tunnel, outer: ok},
+			"VXLAN is blocked",
+			facts{peer: tunnel, outer: ok},
 			false, 0, "VXLAN (udp/4789) from or to node b does not get through, although the node answers at 192.168.1.2: is the port blocked by a firewall, or in use by something else there?",
 		},
 		{
-			"the tunnel is not there", facts{peer: tunnel, outer: ok, small: outcome{fate: unreachable, detail: "refused by this node: network is unreachable"}},
+			"the tunnel is not there",
+			facts{peer: tunnel, outer: ok, small: outcome{fate: unreachable, detail: "refused by this node: network is unreachable"}},
 			false, 0, "node b answers at 192.168.1.2, but not at 10.244.2.1 in the Pod network (refused by this node: network is unreachable): a route to it, or its route back, is missing or filtered",
 		},
 		{
-			"VXLAN is blocked, offload cannot be tried", facts{peer: tunnel, outer: ok, offload: offloadCleared, offloadError: "operation not supported"},
+			"VXLAN is blocked, offload cannot be tried",
+			facts{peer: tunnel, outer: ok, offload: offloadCleared, offloadError: "operation not supported"},
 			false, 0, "VXLAN (udp/4789) from or to node b does not get through, although the node answers at 192.168.1.2: is the port blocked by a firewall, or in use by something else there?" +
 				" Whether checksum offload is broken could not be tried: operation not supported",
 		},
 		{
-			"a route is missing", facts{peer: native, outer: ok, small: outcome{fate: unreachable, detail: "refused by 192.168.7.1: no route to host"}},
+			"a route is missing",
+			facts{peer: native, outer: ok, small: outcome{fate: unreachable, detail: "refused by 192.168.7.1: no route to host"}},
 			false, 0, "node b answers at 192.168.1.2, but not at 10.244.2.1 in the Pod network (refused by 192.168.7.1: no route to host): a route to it, or its route back, is missing or filtered (in native mode every router between the nodes must know all Pod ranges)",
 		},
 		{
-			"the machine is up", facts{peer: native, outer: outcome{fate: refused}},
+			"the machine is up",
+			facts{peer: native, outer: outcome{fate: refused}},
 			false, 0, "node b is up, but weftd does not answer there: udp/9466 at 192.168.1.2 is closed",
 		},
 		{
-			"nothing at all", facts{peer: tunnel},
+			"nothing at all",
+			facts{peer: tunnel},
 			false, 0, "node b does not answer, neither at 10.244.2.1 through the Pod network nor at its own address 192.168.1.2: is it down, or is udp/9466 blocked?",
 		},
 		{
-			"no address", facts{peer: route.Peer{Node: "b", Mode: route.ModeNative}, outer: outcome{fate: unreachable, detail: "no address to probe"}},
+			"no address",
+			facts{peer: route.Peer{Node: "b", Mode: route.ModeNative}, outer: outcome{fate: unreachable, detail: "no address to probe"}},
 			false, 0, "node b does not answer, neither at 10.244.2.1 through the Pod network nor at its own address (it has none) (no address to probe): is it down, or is udp/9466 blocked?",
 		},
 	} {

@@ -159,7 +159,9 @@ type Jhash struct {
 }
 
 // Text implements Expr.
-func (j Jhash) Text() string { return fmt.Sprintf("jhash %s mod %d seed 0x%x", j.Of.Text(), j.Mod, j.Seed) }
+func (j Jhash) Text() string {
+	return fmt.Sprintf("jhash %s mod %d seed 0x%x", j.Of.Text(), j.Mod, j.Seed)
+}
 
 // Type implements Expr.
 func (j Jhash) Type() Type { return TypeMark }

@@ -161,8 +161,10 @@ func (t *Table) masquerade(in FabricInput) []Rule {
 		podSet, notSet := "pod_ranges"+f.suffix, "no_masquerade"+f.suffix
 		t.Sets = append(t.Sets,
 			&Set{Name: podSet, Comment: "Pods of this node", Key: []Type{f.addr}, Interval: true, Blocks: Single(pods...)},
-			&Set{Name: notSet, Comment: "destinations that see the Pod's own address", Key: []Type{f.addr}, Interval: true,
-				Blocks: Single(ranges(slices.Concat(in.NoMasquerade, multicast), f)...)})
+			&Set{
+				Name: notSet, Comment: "destinations that see the Pod's own address", Key: []Type{f.addr}, Interval: true,
+				Blocks: Single(ranges(slices.Concat(in.NoMasquerade, multicast), f)...),
+			})
 		rules = append(rules, R("", In(podSet, f.saddr), NotIn(notSet, f.daddr), Match{Left: MetaOIFName, Not: true, Right: IfName("lo")},
 			Masquerade{FullyRandom: true}))
 	}

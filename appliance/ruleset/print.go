@@ -168,8 +168,12 @@ func (h *Base) priorityText() string {
 		value int32
 		hooks []Hook
 	}{
-		{"raw", PriorityRaw, nil}, {"mangle", PriorityMangle, nil}, {"dstnat", PriorityDstNAT, []Hook{Prerouting}},
-		{"filter", PriorityFilter, nil}, {"security", 50, nil}, {"srcnat", PrioritySrcNAT, []Hook{Postrouting}},
+		{"raw", PriorityRaw, nil},
+		{"mangle", PriorityMangle, nil},
+		{"dstnat", PriorityDstNAT, []Hook{Prerouting}},
+		{"filter", PriorityFilter, nil},
+		{"security", 50, nil},
+		{"srcnat", PrioritySrcNAT, []Hook{Postrouting}},
 	} {
 		off := h.Priority - n.value
 		if off < -10 || off > 10 || n.hooks != nil && !slices.Contains(n.hooks, h.Hook) {

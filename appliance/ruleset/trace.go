@@ -267,15 +267,18 @@ func (r *run) assign(a Assign) VerdictKind {
 
 func (r *run) nat(n NAT) VerdictKind {
 	p := &r.out.Packet
+	var v Value
+	if n.From != nil {
+		var ok bool
+		if v, ok = r.eval(*n.From); !ok {
+			return noMatch
+		}
+	}
 	if p.Dst.Is4() != (n.Family == IPv4) {
 		return fell
 	}
 	addr, port := n.Addr, n.Port
 	if n.From != nil {
-		v, ok := r.eval(*n.From)
-		if !ok {
-			return noMatch
-		}
 		size := TypeIPv4Addr.Bytes()
 		if n.Family == IPv6 {
 			size = TypeIPv6Addr.Bytes()

@@ -110,8 +110,10 @@ func TestTraceFabric(t *testing.T) {
 func TestTraceSemantics(t *testing.T) {
 	peers := &Set{Name: "peers", Key: []Type{TypeIPv4Addr}, Data: []Type{TypeIPv4Addr}, Blocks: Single(Element{Key: Addr(addr("10.0.0.1")), Data: Addr(addr("0.1.0.17"))})}
 	allow := &Set{Name: "allow", Key: []Type{TypeIPv4Addr, TypeInetService}, Blocks: Single(Element{Key: Tuple(Addr(addr("0.1.0.17")), Port(80))})}
-	cidr := &Set{Name: "cidr", Key: []Type{TypeIPv4Addr, TypeInetService}, Interval: true,
-		Blocks: Single(Element{Key: Tuple(Addr(addr("10.1.0.0")), Port(80)), End: Tuple(Addr(addr("10.1.255.255")), Port(90))})}
+	cidr := &Set{
+		Name: "cidr", Key: []Type{TypeIPv4Addr, TypeInetService}, Interval: true,
+		Blocks: Single(Element{Key: Tuple(Addr(addr("10.1.0.0")), Port(80)), End: Tuple(Addr(addr("10.1.255.255")), Port(90))}),
+	}
 	vmap := &Set{Name: "vmap", Key: []Type{TypeInetService}, Verdicts: true, Blocks: Single(Element{Key: Port(1), Verdict: Drop}, Element{Key: Port(2), Verdict: Goto("refuse")}, Element{Key: Port(3), Verdict: Jump("empty")})}
 	table := Table{Family: IPv4, Name: "t", Sets: []*Set{peers, allow, cidr, vmap}, Chains: []*Chain{
 		{Name: "empty"},

@@ -66,8 +66,11 @@ func (s *Sandbox) call() *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{
 		ContainerID: s.name, NetNS: s.path(), IfName: "eth0",
 		Args: [][2]string{
-			{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "bench"}, {"K8S_POD_NAME", s.name},
-			{"K8S_POD_INFRA_CONTAINER_ID", s.name}, {"K8S_POD_UID", "uid-of-" + s.name},
+			{"IgnoreUnknown", "1"},
+			{"K8S_POD_NAMESPACE", "bench"},
+			{"K8S_POD_NAME", s.name},
+			{"K8S_POD_INFRA_CONTAINER_ID", s.name},
+			{"K8S_POD_UID", "uid-of-" + s.name},
 		},
 	}
 }

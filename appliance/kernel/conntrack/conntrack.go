@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 
 	"github.com/mdlayher/netlink"
 	ct "github.com/ti-mo/conntrack"
@@ -40,7 +43,6 @@ func (f Filter) empty() bool {
 type flow struct {
 	id          uint32
 	zone        uint16
-	status      uint32
 	orig, reply tuple
 }
 
@@ -58,10 +60,8 @@ func (f Filter) matches(e *flow) bool {
 		(f.DstPort == 0 || f.DstPort == e.orig.dport) &&
 		(!f.Backend.IsValid() || f.Backend == e.reply.src) &&
 		(f.BackendPort == 0 || f.BackendPort == e.reply.sport) &&
-		(!f.Untranslated || e.status&statusDNAT == 0)
+		(!f.Untranslated || e.orig.dst == e.reply.src && e.orig.dport == e.reply.sport)
 }
-
-const statusDNAT = 1 << 5 // IPS_DST_NAT, linux/netfilter/nf_conntrack_common.h
 
 // index finds the filters that may match without trying all of them.
 type index struct {
@@ -107,18 +107,19 @@ type Table struct{ netns int }
 // calling thread.
 func Open(netns int) *Table { return &Table{netns: netns} }
 
-// Usage returns how many connections the kernel tracks in this namespace, and how many it can.
-func (t *Table) Usage() (count, limit int, err error) {
-	conn, err := ct.Dial(&netlink.Config{NetNS: t.netns})
-	if err != nil {
-		return 0, 0, fmt.Errorf("opening a conntrack socket: %w", err)
+// Usage returns how many connections the kernel tracks in the network namespace of the calling thread, and how many it can.
+func Usage() (count, limit int, err error) {
+	for name, value := range map[string]*int{"nf_conntrack_count": &count, "nf_conntrack_max": &limit} {
+		path := "/proc/sys/net/netfilter/" + name
+		b, err := os.ReadFile(path)
+		if err == nil {
+			*value, err = strconv.Atoi(strings.TrimSpace(string(b)))
+		}
+		if err != nil {
+			return 0, 0, fmt.Errorf("reading the size of the conntrack table (does the kernel track connections?): %w", err)
+		}
 	}
-	defer conn.Close()
-	s, err := conn.StatsGlobal()
-	if err != nil {
-		return 0, 0, fmt.Errorf("reading the size of the conntrack table: %w", err)
-	}
-	return int(s.Entries), int(s.MaxEntries), nil
+	return count, limit, nil
 }
 
 // Forget deletes the connections that match at least one of the filters and returns how many there were. It reads the
@@ -190,7 +191,7 @@ func (t *Table) remove(ctx context.Context, found []flow) (n int, err error) {
 
 // Attributes of linux/netfilter/nfnetlink_conntrack.h.
 const (
-	ctaTupleOrig, ctaTupleReply, ctaStatus    = 1, 2, 3
+	ctaTupleOrig, ctaTupleReply               = 1, 2
 	ctaID, ctaZone, ctaFilter                 = 12, 18, 25
 	ctaTupleIP, ctaTupleProto                 = 1, 2
 	ctaIPv4Src, ctaIPv4Dst                    = 1, 2
@@ -253,8 +254,6 @@ func decode(b []byte) (e flow) {
 			e.orig = decodeTuple(v)
 		case ctaTupleReply:
 			e.reply = decodeTuple(v)
-		case ctaStatus:
-			e.status = binary.BigEndian.Uint32(v)
 		case ctaID:
 			e.id = binary.BigEndian.Uint32(v)
 		case ctaZone:

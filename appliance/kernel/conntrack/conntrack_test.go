@@ -41,11 +41,7 @@ func fill(t testing.TB, ns *netnstest.NS, entries []entry) {
 	defer conn.Close()
 	for _, e := range entries {
 		src, dst, backend := netip.MustParseAddrPort(e.src), netip.MustParseAddrPort(e.dst), netip.MustParseAddrPort(e.backend)
-		status := ct.StatusConfirmed
-		if dst != backend {
-			status |= ct.StatusDstNAT
-		}
-		f := ct.NewFlow(uint8(e.proto), status, src.Addr(), dst.Addr(), src.Port(), dst.Port(), 300, 0)
+		f := ct.NewFlow(uint8(e.proto), ct.StatusConfirmed, src.Addr(), dst.Addr(), src.Port(), dst.Port(), 300, 0)
 		f.TupleReply.IP.SourceAddress, f.TupleReply.Proto.SourcePort = backend.Addr(), backend.Port()
 		if e.proto == model.TCP {
 			f.ProtoInfo.TCP = &ct.ProtoInfoTCP{State: 3}
@@ -104,8 +100,15 @@ func TestForget(t *testing.T) {
 			ns := netnstest.New(t)
 			fill(t, ns, entries)
 			table := Open(ns.FD())
-			if n, limit, err := table.Usage(); err != nil || n != len(entries) || limit < n {
-				t.Errorf("usage %d of %d, %v", n, limit, err)
+			err := ns.Do(func() error {
+				n, limit, err := Usage()
+				if n != len(entries) || limit < n {
+					t.Errorf("usage %d of %d", n, limit)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
 			}
 			n, err := table.Forget(context.Background(), c.filters...)
 			if err != nil || n != len(c.gone) {

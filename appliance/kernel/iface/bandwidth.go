@@ -344,7 +344,8 @@ func (b *Backend) clearEgress(link netlink.Link, hostIf string) error {
 	}
 	if link != nil {
 		err := b.links.FilterDel(&netlink.U32{FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: link.Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS, Priority: redirectPriority, Protocol: unix.ETH_P_ALL}})
+			LinkIndex: link.Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS, Priority: redirectPriority, Protocol: unix.ETH_P_ALL,
+		}})
 		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) { // EINVAL: no clsact
 			return fmt.Errorf("ending the redirection of what arrives on %s: %w", hostIf, err)
 		}

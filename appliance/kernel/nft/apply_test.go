@@ -21,8 +21,10 @@ func service(i, n int) (svcs, eps *Block) {
 	svcs, eps = &Block{}, &Block{}
 	for j := range n {
 		k := i*16 + j
-		eps.Elements = append(eps.Elements, Element{Key: Tuple(key, Mark(uint32(j))),
-			Data: Tuple(Addr(netip.AddrFrom4([4]byte{10, 128 + byte(k>>16), byte(k >> 8), byte(k)})), Port(8080))})
+		eps.Elements = append(eps.Elements, Element{
+			Key:  Tuple(key, Mark(uint32(j))),
+			Data: Tuple(Addr(netip.AddrFrom4([4]byte{10, 128 + byte(k>>16), byte(k >> 8), byte(k)})), Port(8080)),
+		})
 	}
 	svcs.Elements = []Element{{Key: key, Verdict: Goto(fmt.Sprintf("n%d", n)), Comment: fmt.Sprintf("ns/service-%d", i)}}
 	return svcs, eps
@@ -151,7 +153,7 @@ func TestSharedElements(t *testing.T) {
 	table := func(owners ...string) Table {
 		s := &Set{Name: "s", Key: []Type{TypeIPv4Addr}, Blocks: map[string]*Block{}}
 		for _, o := range owners {
-			s.Blocks[o] = &Block{Elements: []Element{{Key: a("10.0.0.1"), Comment: o}}}
+			s.Blocks[o] = &Block{Elements: []Element{{Key: a("10.0.0.1"), Comment: "shared"}}}
 		}
 		return Table{Name: "weft", Sets: []*Set{s}}
 	}
@@ -159,8 +161,12 @@ func TestSharedElements(t *testing.T) {
 		owners []string
 		want   Stats
 	}{
-		{[]string{"a"}, Stats{ElementsAdded: 1}}, {[]string{"a", "b"}, Stats{}}, {[]string{"a", "b", "c"}, Stats{}},
-		{[]string{"a"}, Stats{}}, {nil, Stats{ElementsDeleted: 1}}, {[]string{"a", "b"}, Stats{ElementsAdded: 1}},
+		{[]string{"a"}, Stats{ElementsAdded: 1}},
+		{[]string{"a", "b"}, Stats{}},
+		{[]string{"a", "b", "c"}, Stats{}},
+		{[]string{"a"}, Stats{}},
+		{nil, Stats{ElementsDeleted: 1}},
+		{[]string{"a", "b"}, Stats{ElementsAdded: 1}},
 	} {
 		got := apply(t, b, table(c.owners...))
 		if got.ElementsAdded != c.want.ElementsAdded || got.ElementsDeleted != c.want.ElementsDeleted {

@@ -111,8 +111,10 @@ func (c *ruleCompiler) match(m ruleset.Match) {
 		right = right[:t.Bytes()]
 	}
 	if m.Mask != "" {
-		c.add(&expr.Bitwise{SourceRegister: firstRegister, DestRegister: firstRegister, Len: uint32(len(m.Mask)),
-			Mask: []byte(m.Mask), Xor: make([]byte, len(m.Mask))})
+		c.add(&expr.Bitwise{
+			SourceRegister: firstRegister, DestRegister: firstRegister, Len: uint32(len(m.Mask)),
+			Mask: []byte(m.Mask), Xor: make([]byte, len(m.Mask)),
+		})
 	}
 	c.add(&expr.Cmp{Op: op, Register: firstRegister, Data: right})
 	if !m.Not && m.Mask == "" && len(right) == 1 {

@@ -2,7 +2,6 @@ package nft
 
 import (
 	"context"
-
 	"net/netip"
 	"strings"
 	"testing"
@@ -231,7 +230,8 @@ func everything() []Table {
 		{Name: "pre", Base: &Base{Type: NATing, Hook: Prerouting, Priority: PriorityDstNAT}, Rules: nat},
 		{Name: "out", Base: &Base{Type: NATing, Hook: Output, Priority: PriorityDstNAT}, Rules: nat[:2]},
 		{Name: "post", Base: &Base{Type: NATing, Hook: Postrouting, Priority: PrioritySrcNAT}, Rules: []Rule{
-			R("", Within(IPSaddr, prefix("10.0.0.0/8")), NAT{Source: true, Family: IPv4, Addr: netip.MustParseAddr("192.0.2.1")}), R("", Masquerade{}), R("", Masquerade{FullyRandom: true})}},
+			R("", Within(IPSaddr, prefix("10.0.0.0/8")), NAT{Source: true, Family: IPv4, Addr: netip.MustParseAddr("192.0.2.1")}), R("", Masquerade{}), R("", Masquerade{FullyRandom: true}),
+		}},
 	}}
 	// The policy tables are of one family each, where addresses need no check of it.
 	ip6 := Table{Family: IPv6, Name: "everything", Sets: []*Set{

@@ -43,8 +43,12 @@ func TestWatch(t *testing.T) {
 		script  string
 		deleted bool
 	}{
-		{"flush ruleset", true}, {"add element inet weft tunnel_peers4 { 6.6.6.6 }", false}, {"flush chain inet weft guard", false}, {"delete table inet weft", true},
-		{"flush set inet weft pod_ranges4", false}, {"add chain inet weft mine", false},
+		{"flush ruleset", true},
+		{"add element inet weft tunnel_peers4 { 6.6.6.6 }", false},
+		{"flush chain inet weft guard", false},
+		{"delete table inet weft", true},
+		{"flush set inet weft pod_ranges4", false},
+		{"add chain inet weft mine", false},
 	} {
 		good := ns.Run("nft", "list", "table", "inet", "weft")
 		start := time.Now()

@@ -284,26 +284,3 @@ func TestFlood(t *testing.T) {
 		got++
 	}
 }
-
-func TestTxChecksum(t *testing.T) {
-	a, _ := pairOf(t)
-	a.run("ip link add weft.vx type vxlan id 22342 dstport 4789 local 192.168.1.1 dev eth0 nolearning")
-	a.in(func() {
-		for _, want := range []bool{false, false, true, true} {
-			if err := SetTxChecksum("weft.vx", want); err != nil {
-				t.Fatal(err)
-			}
-			if got, err := TxChecksum("weft.vx"); err != nil || got != want {
-				t.Errorf("set %v, got %v, %v", want, got, err)
-			}
-		}
-		for _, name := range []string{"nobody", "a-name-that-is-too-long", ""} {
-			if err := SetTxChecksum(name, false); !errors.Is(err, unix.ENODEV) {
-				t.Errorf("link %q: %v", name, err)
-			}
-			if _, err := TxChecksum(name); !errors.Is(err, unix.ENODEV) {
-				t.Errorf("link %q: %v", name, err)
-			}
-		}
-	})
-}
