@@ -111,7 +111,7 @@ func (a *Attacher) lease(ctx context.Context, req Request, ranges [][]ipam.Range
 	if err := a.buryPredecessors(ctx, req); err != nil {
 		return nil, false, err
 	}
-	addrs, err := a.pick(ctx, req, ranges)
+	addrs, err := a.pick(ctx, req, ranges, facts.Ranges)
 	if err != nil {
 		return nil, false, err
 	}
@@ -167,20 +167,41 @@ func (a *Attacher) alive(ctx context.Context, l *model.Lease) (bool, error) {
 	return true, nil
 }
 
-func (a *Attacher) pick(ctx context.Context, req Request, ranges [][]ipam.Range) ([]netip.Addr, error) {
+// pick chooses addresses. Networks have their own bookkeeping, since their ranges may be the same on purpose (two bridges that
+// never meet), but what lies in the node's own Pod ranges is routed in the whole cluster and can be there only once.
+func (a *Attacher) pick(ctx context.Context, req Request, ranges, own [][]ipam.Range) ([]netip.Addr, error) {
 	pr := ipam.Request{Key: req.Key, Pod: req.Pod, Ranges: ranges, Want: req.Want, Now: a.now()}
-	if req.Kind == model.LeasePod {
-		pr.InUse = func(addr netip.Addr) string {
-			who, err := a.kernel.InUse(ctx, addr)
-			if err != nil {
-				a.log.Warn("asking the kernel whether an address is in use", zap.Stringer("address", addr), zap.Error(err))
-			}
-			return who
+	pr.InUse = func(addr netip.Addr) string {
+		if who, ok := a.ownerElsewhere(req.Key.Network, addr, own); ok {
+			return "held by " + who.String()
 		}
+		if req.Kind != model.LeasePod {
+			return ""
+		}
+		who, err := a.kernel.InUse(ctx, addr)
+		if err != nil {
+			a.log.Warn("asking the kernel whether an address is in use", zap.Stringer("address", addr), zap.Error(err))
+		}
+		return who
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.pool(req.Key.Network).Pick(pr)
+}
+
+// ownerElsewhere finds who holds an address of the node's own ranges in another network; mu is held.
+func (a *Attacher) ownerElsewhere(network string, addr netip.Addr, own [][]ipam.Range) (owner model.AttachmentKey, ok bool) {
+	if !slices.ContainsFunc(own, func(s []ipam.Range) bool {
+		return slices.ContainsFunc(s, func(r ipam.Range) bool { return r.Contains(addr) })
+	}) {
+		return owner, false
+	}
+	for name, p := range a.pools {
+		if owner, ok = p.Owner(addr); ok && name != network {
+			return owner, true
+		}
+	}
+	return model.AttachmentKey{}, false
 }
 
 // build writes the lease and makes the kernel part at the same time: neither waits for the other, and if one fails both are

@@ -21,7 +21,7 @@ type Kernel interface {
 	// OpenNS opens a network namespace by path; ErrNetNSGone when there is none. The caller calls close.
 	OpenNS(path string) (fd int, close func(), err error)
 	AddPod(ctx context.Context, nsFD int, a podnet.Attachment) error
-	// DelPod stops the traffic before it returns; the link itself may go a little later.
+	// DelPod stops the traffic before it returns; the link and its bandwidth limit may go a little later.
 	DelPod(ctx context.Context, a podnet.Attachment) error
 	CheckPod(ctx context.Context, nsFD int, a podnet.Attachment) error
 	// HasPod reports whether the host end exists.

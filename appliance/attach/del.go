@@ -42,11 +42,6 @@ func (a *Attacher) takeDown(ctx context.Context, l *model.Lease, stored bool) er
 		if err := a.kernel.DelPod(ctx, podnet.Compile(l)); err != nil {
 			return fmt.Errorf("removing the link of %s: %w", l.AttachmentKey, err)
 		}
-		if !l.Bandwidth.IsZero() {
-			if err := a.kernel.ClearBandwidth(ctx, l.HostIf); err != nil {
-				return fmt.Errorf("removing the bandwidth limit of %s: %w", l.AttachmentKey, err)
-			}
-		}
 	}
 	if err := a.clearPorts(ctx, l.AttachmentKey); err != nil {
 		return err

@@ -124,6 +124,7 @@ func (k *fakeKernel) DelPod(ctx context.Context, a podnet.Attachment) error {
 	defer k.state.Unlock()
 	delete(k.links, a.HostIf)
 	delete(k.in, a.HostIf)
+	delete(k.limit, a.HostIf) // as the real one: the ifb device goes with the link
 	return nil
 }
 

@@ -155,11 +155,19 @@ var stories = map[string]string{
 		addipam c1 p1 range=10.5.0.0/24 => 10.5.0.2/24 via 10.5.0.1
 		addipam c2 p2 => 10.1.0.2/28 via 10.1.0.1 fd01::2/64 via fd01::1
 		addipam c3 p1 range=10.5.0.0/24 => 10.5.0.3/24 via 10.5.0.1
-		add c1 p1 => 10.1.0.2 fd01::2
 		nsgone c1
-		del c1
 		addipam c4 p1 range=10.5.0.0/24 => 10.5.0.2/24 via 10.5.0.1
 		leases => c2=10.1.0.2,fd01::2 c3=10.5.0.3 c4=10.5.0.2`,
+	"the node's own ranges are one for all networks, others are not": `
+		addipam c1 p1 => 10.1.0.2/28 via 10.1.0.1 fd01::2/64 via fd01::1
+		add c2 p2 => 10.1.0.3 fd01::3
+		add c3 p3 ips=10.1.0.2 => error: it is in use: held by other/c1/eth0
+		addipam c3 p3 net=third => 10.1.0.4/28 via 10.1.0.1 fd01::4/64 via fd01::1
+		addipam c4 p4 net=third range=10.1.0.0/28 => 10.1.0.5/28 via 10.1.0.1
+		addipam c5 p5 range=10.5.0.0/24 => 10.5.0.2/24 via 10.5.0.1
+		addipam c6 p6 net=third range=10.5.0.0/24 => 10.5.0.2/24 via 10.5.0.1
+		restart
+		add c7 p7 => 10.1.0.6 fd01::5`,
 	"the memory of released addresses outlives the daemon, also for a network without a lease": `
 		addipam c1 p1 range=10.5.0.0/24 => 10.5.0.2/24 via 10.5.0.1
 		delipam c1

@@ -33,7 +33,8 @@ func Main(args []string, stdin []byte, stdinRead bool) int {
 	case name == "weftd":
 		args = append([]string{"weft", "weftd"}, args[1:]...)
 	}
-	return run(ctx, newApp(os.Stdout), args, os.Stderr)
+	app := newApp(os.Stdout)
+	return run(ctx, app, flagsFirst(app, args, "exec"), os.Stderr)
 }
 
 // run executes the command line and prints what went wrong, once.

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -118,15 +120,31 @@ func addBridge(h *netlink.Handle, name string, mtu int, addresses []netip.Prefix
 	if err := h.LinkAdd(link); err != nil {
 		return fmt.Errorf("making bridge %s: %w", name, err)
 	}
-	if err := h.LinkSetUp(link); err != nil {
-		return fmt.Errorf("setting bridge %s up: %w", name, err)
+	return setUp(h, link, addresses)
+}
+
+// setUp sets a link up with its addresses, all usable at once: duplicate address detection, also that of the link-local address
+// which the kernel makes, would take seconds that a real network has had before anybody runs a Pod on it.
+func setUp(h *netlink.Handle, link netlink.Link, addresses []netip.Prefix) error {
+	name := link.Attrs().Name
+	err := h.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE)
+	if err == nil {
+		err = h.LinkSetUp(link)
+	}
+	if err != nil {
+		return fmt.Errorf("setting link %s up: %w", name, err)
+	}
+	for _, p := range addresses {
+		if p.Addr().Is6() {
+			local := netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: p.Addr().As16()[15]}), 64)
+			addresses = append(slices.Clone(addresses), local)
+		}
 	}
 	return addAddresses(h, link, addresses)
 }
 
 func addAddresses(h *netlink.Handle, link netlink.Link, addresses []netip.Prefix) error {
 	for _, p := range addresses {
-		// Without duplicate address detection, which would make the address unusable for a second.
 		if err := h.AddrAdd(link, &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD}); err != nil {
 			return fmt.Errorf("adding address %s to %s: %w", p, link.Attrs().Name, err)
 		}
@@ -163,11 +181,8 @@ func plug(router *netlink.Handle, m machine, bridge string, mtu int, addresses [
 	if err != nil {
 		return fmt.Errorf("looking up %s of %s: %w", uplink, m.Name, err)
 	}
-	if err := h.LinkSetUp(link); err != nil {
-		return fmt.Errorf("setting %s of %s up: %w", uplink, m.Name, err)
-	}
-	if err := addAddresses(h, link, addresses); err != nil {
-		return err
+	if err := setUp(h, link, addresses); err != nil {
+		return fmt.Errorf("%s: %w", m.Name, err)
 	}
 	return setGateways(h, link, gateways)
 }

@@ -58,6 +58,10 @@ func (c *compiler) local() {
 		if hit, why := c.overlaps(p); hit {
 			c.warn("the node's Pod range %s overlaps %s: Pods and machines need ranges of their own", p, why)
 		}
+		if !sameFamily(c.self.Addresses, p.Addr()).IsValid() {
+			c.warn("the node has Pod range %s, but no address of that family (%v): its Pods reach other nodes only through the tunnel, "+
+				"and nothing outside of the cluster; give the node such an address or take the range away", p, c.self.Addresses)
+		}
 		c.out.HostNet.NodeAddresses = append(c.out.HostNet.NodeAddresses, ipam.NodeAddress(p))
 		c.out.HostNet.Blackholes = append(c.out.HostNet.Blackholes, p)
 	}

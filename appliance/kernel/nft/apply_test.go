@@ -303,6 +303,16 @@ func TestPartial(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, listed)
 		}
 	}
+	// A set that was theirs and is named only now.
+	more := table
+	more.Sets = append([]*Set{{Name: "late", Key: []Type{TypeIPv4Addr}, Blocks: Single(Element{Key: a("10.0.0.1")})}}, table.Sets...)
+	ns.Run("nft", "add set inet weft late { type ipv4_addr; }; add element inet weft late { 10.0.0.2 }")
+	b.Invalidate()
+	apply(t, b, table)
+	apply(t, b, more)
+	if got := ns.Run("nft", "list", "set", "inet", "weft", "late"); !strings.Contains(got, "elements = { 10.0.0.1 }") {
+		t.Errorf("a set taken over: %s", got)
+	}
 	b.Invalidate()
 	apply(t, b, Table{Name: "weft", Partial: true})
 	if got := ns.Run("nft", "list", "table", "inet", "weft"); got != theirs {

@@ -3,6 +3,8 @@ package nft
 import (
 	"context"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -107,6 +109,22 @@ func TestFabric(t *testing.T) {
 	apply(t, b)
 	if out := ns.Run("nft", "list", "ruleset"); out != "" {
 		t.Errorf("left behind:\n%s", out)
+	}
+}
+
+// TestGoldens loads the texts of the package ruleset with nft(8): they are what it lists.
+func TestGoldens(t *testing.T) {
+	files, err := filepath.Glob("../../ruleset/testdata/*.nft")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		ns := netnstest.New(t)
+		ns.Run("nft", "-f", file)
+		want, err := os.ReadFile(file)
+		if got := ns.Run("nft", "list", "ruleset"); got != string(want) || err != nil {
+			t.Errorf("%s (%v): nft lists\n%s", file, err, got)
+		}
 	}
 }
 

@@ -134,7 +134,8 @@ func (p *plan) diffSets() error {
 		wanted[s.Name] = true
 		d := &setDiff{name: s.Name, want: s, have: p.have.sets[s.Name]}
 		p.sets = append(p.sets, d)
-		d.replace = d.have != nil && (d.have.head != headOf(s) || replaced && s.Verdicts)
+		// A set whose elements were not read is one that was not named until now, in a partial table.
+		d.replace = d.have != nil && (d.have.head != headOf(s) || d.have.index == nil || replaced && s.Verdicts)
 		base := d.have
 		if d.have == nil || d.replace {
 			base = &setState{index: map[string]slot{}}

@@ -14,14 +14,14 @@ import (
 type Problem struct {
 	// Feature is what is missing, in a reader's words.
 	Feature string
-	// Config is the kernel option, or options, that bring it.
+	// Config is what brings it: kernel options, or a version.
 	Config string
 	Err    error
 }
 
 // String names the feature, the option and what the kernel said.
 func (p Problem) String() string {
-	return fmt.Sprintf("this kernel has no nftables %s: build it with %s, or load that module (%v)", p.Feature, p.Config, p.Err)
+	return fmt.Sprintf("this kernel does not take nftables %s, which need %s: %v", p.Feature, p.Config, p.Err)
 }
 
 // feature is one thing to try.

@@ -40,8 +40,8 @@ func (e Event) String() string {
 	return fmt.Sprintf("%s (pid %d) %s %v", e.Process, e.PID, verb, e.Tables)
 }
 
-// Watch tells of changes by others until ctx ends; then it closes the channel. Our own changes cost nothing here: the
-// kernel leaves them out.
+// Watch tells of changes by others until ctx ends, or until the socket fails; then it closes the channel. Our own changes
+// cost nothing here: the kernel leaves them out.
 func (b *Backend) Watch(ctx context.Context) (<-chan Event, error) {
 	conn, err := dial(b.netns, 16<<20)
 	if err != nil {

@@ -107,7 +107,7 @@ func TestProbe(t *testing.T) {
 		t.Error(p)
 	}
 	problems, err = b.probe([]feature{{"miracles", "CONFIG_MIRACLE", chainTable(nil, Jump("nowhere"))}})
-	if err != nil || len(problems) != 1 || !strings.Contains(problems[0].String(), "no nftables miracles: build it with CONFIG_MIRACLE") {
+	if err != nil || len(problems) != 1 || !strings.Contains(problems[0].String(), "does not take nftables miracles, which need CONFIG_MIRACLE: add rule probe jump nowhere: ") {
 		t.Errorf("problems %v, error %v", problems, err)
 	}
 	if out := ns.Run("nft", "list", "ruleset"); out != "" {

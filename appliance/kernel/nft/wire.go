@@ -238,10 +238,8 @@ func (s *sender) send(b *batch, dry bool) error {
 // are there when it returns.
 func exchange(fd int, b *batch, last uint32) *Error {
 	reply := make([]byte, 64<<10)
-	for { // leftovers of a transaction whose replies did not fit
-		if _, _, err := unix.Recvfrom(fd, reply, unix.MSG_DONTWAIT); errors.Is(err, unix.EAGAIN) {
-			break
-		}
+	for err := error(nil); err == nil || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EINTR); {
+		_, _, err = unix.Recvfrom(fd, reply, unix.MSG_DONTWAIT) // leftovers of a transaction whose replies did not fit
 	}
 	if err := unix.Sendto(fd, b.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		errno, _ := err.(syscall.Errno)
