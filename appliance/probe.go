@@ -35,27 +35,31 @@ func (d *Daemon) newProber() *prober.Prober {
 	})
 }
 
-// runProber answers and sends probes until ctx ends. A port that is taken costs the measurements, not the network.
+// runProber answers and sends probes until ctx ends. A port that is taken costs the answers, not the network.
 func (d *Daemon) runProber(ctx context.Context) {
 	answers, err := probe.Listen(ctx, probe.Options{Port: d.cfg.Fabric.Probe.Port})
 	if err != nil {
 		d.log.Error("probes of other nodes are not answered: choose another fabric.probe.port on all nodes", zap.Error(err))
-		return
 	}
-	defer answers.Close()
-	go d.prober.Run(ctx)
+	// Run takes back what it tried with checksum offload before it returns.
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		d.prober.Run(ctx)
+	}()
 	for {
 		_, changed := d.rounds.Watch()
 		d.updateProber(answers)
 		select {
 		case <-ctx.Done():
+			<-done
 			return
 		case <-changed:
 		}
 	}
 }
 
-// updateProber tells both sides what the last round made of the cluster.
+// updateProber tells both sides what the last round made of the cluster. answers is nil when the port is taken.
 func (d *Daemon) updateProber(answers *probe.Responder) {
 	state := d.loop.Status().State
 	view := prober.View{
@@ -64,8 +68,10 @@ func (d *Daemon) updateProber(answers *probe.Responder) {
 	if self := d.snapshot().Node(d.cfg.NodeName); self != nil {
 		view.Outer = self.Addresses
 	}
-	if err := answers.SetAddrs(append(append([]netip.Addr{}, view.Inner...), view.Outer...)); err != nil {
-		d.log.Warn("answering probes", zap.Error(err))
+	if answers != nil {
+		if err := answers.SetAddrs(append(append([]netip.Addr{}, view.Inner...), view.Outer...)); err != nil {
+			d.log.Warn("answering probes", zap.Error(err))
+		}
 	}
 	d.prober.Update(view)
 }

@@ -164,7 +164,7 @@ func (d *Daemon) serveHTTP(ctx context.Context) error {
 	l, err := net.Listen("tcp", d.cfg.Listen)
 	if err != nil {
 		d.log.Error("metrics and health are not served: choose another address with --listen", zap.Error(err))
-		return nil //nolint:nilerr // logged; a degraded state
+		return nil // logged; a degraded state
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(d.metrics.registry, promhttp.HandlerOpts{}))

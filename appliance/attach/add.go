@@ -161,7 +161,7 @@ func (a *Attacher) alive(ctx context.Context, l *model.Lease) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
-		return true, nil //nolint:nilerr // cannot be told: keep it
+		return true, nil // cannot be told: keep it
 	}
 	done()
 	return true, nil

@@ -147,6 +147,13 @@ var stories = map[string]string{
 		delipam c1
 		del c1
 		left =>`,
+	"a repeated ADD that fails leaves the attachment alone": `
+		add c1 p1 => 10.1.0.2 fd01::2
+		fail SetBandwidth 1
+		also AddPod 1
+		add c1 p1 => error: injected
+		check c1 => 10.1.0.2 fd01::2
+		leases => c1=10.1.0.2,fd01::2`,
 	"no namespace": `
 		addgone c1 p1 => error: network namespace is gone
 		left =>`,

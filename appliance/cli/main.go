@@ -86,9 +86,11 @@ func newApp(out io.Writer) *cli.App {
 			labCommand(), completionCommand(),
 		}, labProcesses()...),
 		OnUsageError: usageError,
-		CommandNotFound: func(c *cli.Context, name string) {
-			fmt.Fprintf(os.Stderr, "weft: there is no command %q; try weft --help\n", name)
-			os.Exit(2) //nolint:forbidigo // the library gives this hook no other way to set the exit code
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return cli.Exit(fmt.Sprintf("there is no command %q; try weft --help", c.Args().First()), 2)
+			}
+			return cli.ShowAppHelp(c)
 		},
 		ExitErrHandler: func(*cli.Context, error) {}, // run prints and decides
 	}

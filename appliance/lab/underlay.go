@@ -126,21 +126,21 @@ func addBridge(h *netlink.Handle, name string, mtu int, addresses []netip.Prefix
 // setUp sets a link up with its addresses, all usable at once: duplicate address detection, also that of the link-local address
 // which the kernel makes, would take seconds that a real network has had before anybody runs a Pod on it.
 func setUp(h *netlink.Handle, link netlink.Link, addresses []netip.Prefix) error {
-	name := link.Attrs().Name
-	err := h.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE)
-	if err == nil {
-		err = h.LinkSetUp(link)
-	}
-	if err != nil {
-		return fmt.Errorf("setting link %s up: %w", name, err)
-	}
+	all := slices.Clone(addresses)
 	for _, p := range addresses {
-		if p.Addr().Is6() {
-			local := netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: p.Addr().As16()[15]}), 64)
-			addresses = append(slices.Clone(addresses), local)
+		if p.Addr().Is4() {
+			continue
 		}
+		if err := h.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE); err != nil {
+			return fmt.Errorf("keeping the kernel from making a link-local address on %s: %w", link.Attrs().Name, err)
+		}
+		local := [16]byte{0: 0xfe, 1: 0x80, 15: p.Addr().As16()[15]}
+		all = append(all, netip.PrefixFrom(netip.AddrFrom16(local), 64))
 	}
-	return addAddresses(h, link, addresses)
+	if err := h.LinkSetUp(link); err != nil {
+		return fmt.Errorf("setting link %s up: %w", link.Attrs().Name, err)
+	}
+	return addAddresses(h, link, all)
 }
 
 func addAddresses(h *netlink.Handle, link netlink.Link, addresses []netip.Prefix) error {

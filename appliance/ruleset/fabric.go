@@ -92,6 +92,8 @@ func Fabric(in FabricInput) (Table, []Conflict) {
 func (t *Table) guard(in FabricInput, tunnel bool) {
 	rules := []Rule{
 		R("neighbour discovery has no route", Within(IP6Saddr, linkLocal6), Return),
+		// The kernel forwards neither, so nobody gains by it (RFC 4291 section 2.5.2).
+		R("duplicate address detection has no source", Eq(IP6Saddr, Addr(netip.IPv6Unspecified())), Return),
 		R("not the address of this Pod", NoReturnRoute, Counter{}, Drop),
 		// route_localnet, which host ports on 127.0.0.1 need, would open the node's loopback services to its Pods.
 		R("the node's loopback is not for Pods", Within(IPDaddr, loopback4), Counter{}, Drop),

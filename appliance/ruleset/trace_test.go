@@ -77,6 +77,7 @@ func TestTraceFabric(t *testing.T) {
 		{"spoofed", Prerouting, pkt(tcp, "weftpweb", "10.42.1.6:1", "1.1.1.1:80"), "drop not the address of this Pod"},
 		{"spoofed, IPv6", Prerouting, pkt(tcp, "weftpdb", "[fd00:42:0:1::5]:1", "[2001:db8::1]:80"), "drop not the address of this Pod"},
 		{"neighbour discovery", Prerouting, pkt(58, "weftpdb", "[fe80::9]:0", "[ff02::1:ff00:1]:0"), "[fe80::9]:0 [ff02::1:ff00:1]:0 neighbour discovery has no route"},
+		{"duplicate address detection", Prerouting, pkt(58, "weftpdb", "[::]:0", "[ff02::1:ff00:1]:0"), "[::]:0 [ff02::1:ff00:1]:0 duplicate address detection has no source"},
 		{"loopback of the node", Prerouting, pkt(tcp, "weftpweb", "10.42.1.5:1", "127.0.0.1:80"), "drop the node's loopback is not for Pods"},
 		{"tunnel from a node", Prerouting, pkt(udp, "eth0", "192.168.9.2:1", "192.168.9.1:4789"), "192.168.9.2:1 192.168.9.1:4789 notrack accept"},
 		{"tunnel from a stranger", Prerouting, pkt(udp, "eth0", "192.168.9.3:1", "192.168.9.1:4789"), "drop not a node of this cluster"},

@@ -24,7 +24,7 @@ const (
 	flagLeaf     = 0x02
 	flagFreelist = 0x10
 
-	leafIsBucket   = 0x01
+	leafNested   = 0x01
 	noFreelist     = ^uint64(0)
 	longFreelist   = 0xFFFF // count of a freelist page whose first entry is the real count
 	smallestPage   = 1024
@@ -273,7 +273,7 @@ func (v *verifier) leaf(p page, low, high []byte, depth int) error {
 		}
 		switch flags {
 		case 0:
-		case leafIsBucket:
+		case leafNested:
 			if err := v.bucket(p, value, depth+1); err != nil {
 				return err
 			}

@@ -150,7 +150,7 @@ func bandwidthDel(ctx context.Context, t *task) error {
 	}
 	hostIf, err := t.hostIf()
 	if err != nil {
-		return nil //nolint:nilerr // DEL must succeed when there is nothing to take down
+		return nil // DEL must succeed when there is nothing to take down
 	}
 	return t.a.ClearBandwidth(ctx, hostIf)
 }

@@ -24,9 +24,10 @@ var rank = map[string]int{
 	"appliance/ruleset": 1,
 	"appliance/store":   1,
 
-	"appliance/compile/podnet": 2,
-	"appliance/compile/route":  2,
-	"appliance/install":        2,
+	"appliance/compile/podnet":  2,
+	"appliance/compile/route":   2,
+	"appliance/compile/service": 2,
+	"appliance/install":         2,
 
 	"appliance/attach":  3,
 	"appliance/compile": 3,
@@ -34,6 +35,7 @@ var rank = map[string]int{
 	"appliance/kernel/conntrack": 4,
 	"appliance/kernel/iface":     4,
 	"appliance/kernel/nft":       4,
+	"appliance/kernel/probe":     4,
 	"appliance/prober":           4,
 	"appliance/reconcile":        4,
 	"plugins/cni":                4,

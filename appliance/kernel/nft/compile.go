@@ -222,7 +222,7 @@ func (c *ruleCompiler) require(key expr.MetaKey, known *byte, want byte, reg uin
 	if *known != 0 {
 		c.fail("it asks for two protocols at once")
 	}
-	_ = want
+	*known = want
 	c.add(&expr.Meta{Key: key, Register: reg}, &expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{want}})
 }
 
