@@ -4,14 +4,13 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"net/netip"
 
 	"github.com/urfave/cli/v2"
 

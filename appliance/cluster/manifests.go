@@ -100,7 +100,7 @@ func (m *Manifests) Run(ctx context.Context, publish func(*model.Snapshot)) erro
 		case <-ctx.Done():
 		case <-blind:
 		case <-overflows: // events were lost: read everything
-		case <-events:
+		case <-events: // one file was touched; more will follow
 			quiet(ctx, events)
 		}
 	}
@@ -117,7 +117,7 @@ func quiet(ctx context.Context, events <-chan fsnotify.Event) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-events:
+		case <-events: // one file was touched; more will follow
 			timer.Reset(settle)
 		case <-timer.C:
 			return

@@ -170,7 +170,7 @@ func Up(ctx context.Context, o Options) (l *Lab, err error) {
 		return l, err
 	}
 	for range o.Nodes {
-		if _, err := l.newNode(o.PodCIDRs); err != nil {
+		if err := l.newNode(o.PodCIDRs); err != nil {
 			return l, err
 		}
 	}

@@ -19,12 +19,11 @@ import (
 )
 
 // newNode announces one more node to the cluster; it does not run yet.
-func (l *Lab) newNode(podCIDRs map[string][]netip.Prefix) (*Node, error) {
-	var n *Node
-	err := l.update(func(s *state) error {
+func (l *Lab) newNode(podCIDRs map[string][]netip.Prefix) error {
+	return l.update(func(s *state) error {
 		s.Count++
 		number := s.Count
-		n = &Node{machine: machine{Name: fmt.Sprintf("node%d", number)}, Number: number, Host: nodeHost + number}
+		n := &Node{machine: machine{Name: fmt.Sprintf("node%d", number)}, Number: number, Host: nodeHost + number}
 		n.Subnet = (number-1)%s.Subnets + 1
 		n.Addresses = addressesOf(s.subnetPrefixes(n.Subnet, n.Host))
 		if n.PodCIDRs = podCIDRs[n.Name]; n.PodCIDRs == nil {
@@ -36,7 +35,6 @@ func (l *Lab) newNode(podCIDRs map[string][]netip.Prefix) (*Node, error) {
 		}
 		return l.writeNode(n)
 	})
-	return n, err
 }
 
 // furnishFolders makes what a node has on disk before its first boot: its folders, the plugins, its weft.yaml.
@@ -165,6 +163,9 @@ func (l *Lab) waitReady(ctx context.Context, name string) error {
 			cancel()
 			return errors.New("it has ended")
 		}
+		if found, _ := filepath.Glob(l.path(name, confFolder, "*.conflist")); len(found) == 0 {
+			return errors.New(confFolder + " holds no network configuration") // which is what a runtime goes by
+		}
 		return n.daemonReady(ctx)
 	})
 	if err != nil {
@@ -173,17 +174,27 @@ func (l *Lab) waitReady(ctx context.Context, name string) error {
 	return nil
 }
 
-// daemonReady asks weftd whether Pods can be attached.
-func (n *Node) daemonReady(ctx context.Context) error {
-	var status struct {
-		Node struct {
-			Ready bool   `json:"ready"`
-			Why   string `json:"why"`
-		} `json:"node"`
-	}
+// daemonStatus is the part of weftd's answer to /v1/status that the lab needs.
+type daemonStatus struct {
+	Node struct {
+		Ready bool   `json:"ready"`
+		Why   string `json:"why"`
+	} `json:"node"`
+	Source struct {
+		Revision uint64 `json:"revision"`
+	} `json:"source"`
+}
+
+func (n *Node) daemonStatus(ctx context.Context) (out daemonStatus, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	if err := n.ask(ctx, "/v1/status", &status); err != nil {
+	return out, n.ask(ctx, "/v1/status", &out)
+}
+
+// daemonReady asks weftd whether Pods can be attached.
+func (n *Node) daemonReady(ctx context.Context) error {
+	status, err := n.daemonStatus(ctx)
+	if err != nil {
 		return err
 	}
 	if !status.Node.Ready {
@@ -217,7 +228,7 @@ func (l *Lab) AddNode(ctx context.Context, podCIDRs ...netip.Prefix) (*Node, err
 	if len(podCIDRs) > 0 {
 		own[name] = podCIDRs
 	}
-	if _, err := l.newNode(own); err != nil {
+	if err := l.newNode(own); err != nil {
 		return nil, err
 	}
 	if err := l.boot(ctx, name); err != nil {

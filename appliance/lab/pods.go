@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"weft.network/weft/appliance/model"
 )
@@ -99,15 +100,15 @@ func (l *Lab) RunPods(ctx context.Context, node string, specs []PodSpec) ([]RunR
 		if old, _ := s.pod(spec.FullName()); old != nil {
 			return nil, fmt.Errorf("the Pod %s runs on %s already", spec.FullName(), old.Name)
 		}
-		if err := l.writePod(spec, n, nil); err != nil {
-			return nil, err
-		}
 		id := randomID(32)
 		calls[i] = cniCall{Verb: verbAttach, sandbox: sandbox{ContainerID: id, NetNS: netnsPath(id), Spec: *spec}}
 		if !spec.Pause {
 			server := l.serverProgram(s, spec.FullName(), node, calls[i].NetNS, "pod-"+spec.Namespace+"-"+spec.Name)
 			calls[i].Then = &server
 		}
+	}
+	if err := l.announce(ctx, n, specs); err != nil {
+		return nil, err
 	}
 	answers, err := l.callCNI(ctx, n, s, calls)
 	if err != nil {
@@ -145,6 +146,36 @@ func (l *Lab) RunPods(ctx context.Context, node string, specs []PodSpec) ([]RunR
 		}
 	}
 	return results, nil
+}
+
+// announce writes the Pod objects. A kubelet and weftd hear of a Pod at the same moment, but weftd reads files a little later than
+// they were written: where an annotation says something to weftd, that is waited for.
+func (l *Lab) announce(ctx context.Context, n *Node, specs []PodSpec) error {
+	wait := slices.ContainsFunc(specs, func(p PodSpec) bool { return len(p.Annotations) > 0 })
+	var before daemonStatus
+	if wait {
+		var err error
+		if before, err = n.daemonStatus(ctx); err != nil {
+			return err
+		}
+	}
+	for i := range specs {
+		if err := l.writePod(&specs[i], n, nil); err != nil {
+			return err
+		}
+	}
+	if !wait {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	return poll(ctx, "weftd on "+n.Name+" to hear of the Pods", func() error {
+		now, err := n.daemonStatus(ctx)
+		if err == nil && now.Source.Revision <= before.Source.Revision {
+			err = errors.New("it has not read their objects")
+		}
+		return err
+	})
 }
 
 // DeletePod deletes a Pod by "name" or "namespace/name".

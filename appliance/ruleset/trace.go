@@ -309,11 +309,10 @@ func (r *run) eval(e Expr) (v Value, ok bool) {
 	case Ct:
 		return p.ct(e)
 	case Fib:
-		yes := false
 		if facts := r.tracer.facts; e == FibSaddrIif {
-			yes = facts.Returns != nil && facts.Returns(p.Src, p.IIf)
-			return Mark(map[bool]uint32{true: 1}[yes]), true
-		} else if yes = facts.Local != nil && facts.Local(p.Dst); yes {
+			returns := facts.Returns != nil && facts.Returns(p.Src, p.IIf)
+			return Mark(map[bool]uint32{true: 1}[returns]), true
+		} else if facts.Local != nil && facts.Local(p.Dst) {
 			return Mark(rtnLocal), true
 		}
 		return Mark(1), true // RTN_UNICAST

@@ -24,7 +24,7 @@ const (
 	flagLeaf     = 0x02
 	flagFreelist = 0x10
 
-	leafNested   = 0x01
+	leafNested     = 0x01
 	noFreelist     = ^uint64(0)
 	longFreelist   = 0xFFFF // count of a freelist page whose first entry is the real count
 	smallestPage   = 1024

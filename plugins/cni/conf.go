@@ -61,7 +61,8 @@ type portmapOnly struct {
 
 // unsupported names the first key that would silently be without effect.
 func (p portmapOnly) unsupported() error {
-	key, value := "", any(nil)
+	var key string
+	var value any
 	switch {
 	case len(p.ConditionsV4) > 0:
 		key, value = "conditionsV4", p.ConditionsV4

@@ -73,6 +73,26 @@ func (l *Lab) tidy() {
 	l.undo = nil
 }
 
+// settle waits until the kernel has taken apart the namespaces that were closed, which it does in the background and in turn: a
+// link that leads into one more shows when that was reached.
+func settle(ctx context.Context) error {
+	watch, err := newNetns()
+	if err != nil {
+		return err
+	}
+	defer watch.close()
+	last, err := newNetns()
+	if err != nil {
+		return err
+	}
+	err = watch.run(ctx, "ip link add last type veth peer name last netns @last", map[string]*Netns{"last": last})
+	last.close()
+	if err != nil {
+		return err
+	}
+	return poll(ctx, 10*time.Millisecond, time.Minute, "closed namespaces to go", func() bool { return !watch.hasLink("last") })
+}
+
 func (l *Lab) close() error {
 	l.tidy()
 	return os.RemoveAll(l.dir)

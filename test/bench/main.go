@@ -103,10 +103,9 @@ func bench(ctx context.Context) (err error) {
 		}
 		fmt.Fprintf(os.Stderr, "%s\n", time.Since(start).Round(time.Second/10))
 		report.add(r, results)
-		pause(ctx, restTime) // namespaces are taken apart after they were closed
+		if err := settle(ctx); err != nil {
+			failed = append(failed, err)
+		}
 	}
 	return errors.Join(append(failed, report.write(o.out))...)
 }
-
-// restTime is how long the kernel has for what one row leaves behind before the next begins.
-const restTime = 500 * time.Millisecond

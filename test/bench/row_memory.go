@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -61,4 +62,26 @@ func (w *Weftd) memory(ctx context.Context, settle time.Duration, when string) (
 	}
 	return alone("weftd, resident, "+when, "MB", []float64{kib["VmRSS"] / mega}, noBudget).
 		note("%.0f MB of it its own, the rest pages of the file; peak %.0f MB", kib["RssAnon"]/mega, kib["VmHWM"]/mega), nil
+}
+
+// processorTime is what the daemon's threads have used so far.
+func (w *Weftd) processorTime() (time.Duration, error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", w.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	var total time.Duration
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			return 0, fmt.Errorf("reading the processor time of weftd: %w", err)
+		}
+		used, _, _ := strings.Cut(string(text), " ") // nanoseconds (Documentation/scheduler/sched-stats.rst)
+		ns, err := strconv.ParseInt(used, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("reading %s: %w", f, err)
+		}
+		total += time.Duration(ns)
+	}
+	return total, nil
 }

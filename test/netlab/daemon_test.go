@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft.network/weft/appliance/lab"
+	"weft.network/weft/appliance/model"
 )
 
 func names(prefix string, n int) []string {
@@ -137,7 +138,13 @@ func (s *story) retry(node string, adds []lab.PodSpec, dels []string) {
 func TestStoreTruncated(t *testing.T) {
 	s := tell(t, lab.Options{Nodes: 2})
 	far := s.run("node2", "far")[0]
-	held := s.run("node1", names("held", 5)...)
+	held := s.run("node1", names("held", 6)...)
+	rate := model.Bandwidth{IngressRate: 1e8, IngressBurst: 1e6, EgressRate: 1e8, EgressBurst: 1e6}
+	held = append(held, s.runSpecs("node1",
+		lab.PodSpec{Name: "limited", Bandwidth: rate}, lab.PodSpec{Name: "ported", Ports: ports(t, "8088:8080")})...)
+	node1, err := s.Node("node1")
+	s.no(err)
+	said := false
 	store := filepath.Join(s.Dir, "node1", "var/lib/weft/weft.db")
 	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -158,7 +165,9 @@ func TestStoreTruncated(t *testing.T) {
 		s.no(os.Truncate(store, size))
 		s.no(s.StartDaemon(s.ctx, "node1"))
 		s.no(s.WaitReady(s.ctx, "node1"))
-		t.Logf("cut to %d of %d bytes: %q", size, st.Size(), s.status("node1").Store.Recovered)
+		recovered := s.status("node1").Store.Recovered
+		said = said || recovered != ""
+		t.Logf("cut to %d of %d bytes: %q", size, st.Size(), recovered)
 
 		more := s.run("node1", fmt.Sprintf("more%d", round))[0]
 		after := s.addresses(append(slices.Clone(held), more)...)
@@ -171,10 +180,25 @@ func TestStoreTruncated(t *testing.T) {
 		s.reaches(far, append(slices.Clone(held), more)...)
 		s.reaches(more, far)
 		held = append(held, more)
+		if _, err := s.get(lab.Outside, node1.Addresses[0], 8088); err != nil {
+			t.Errorf("cut to %d of %d bytes: the host port of a Pod that runs is closed: %v", size, st.Size(), err)
+		}
 		// One that was there before must also be known well enough to be taken down.
 		s.delete(held[0].Name)
 		held = held[1:]
 		s.clean("node1")
+	}
+	if !said {
+		t.Error("weft status never said that the store was damaged")
+	}
+	// What was lost must not keep the limits of a Pod from being taken down with it.
+	s.delete("limited", "ported")
+	s.clean("node1")
+	if links := s.out("node1", "ip -br link show type ifb"); links != "" {
+		t.Errorf("links for limits that are gone: %s", links)
+	}
+	if _, err := s.get(lab.Outside, node1.Addresses[0], 8088); err == nil {
+		t.Error("the host port of a Pod that is gone is open")
 	}
 	if files, _ := filepath.Glob(filepath.Join(filepath.Dir(store), "*")); len(files) < 2 {
 		t.Errorf("no damaged store was moved aside: %v", files)

@@ -184,18 +184,18 @@ func (b *Backend) podSysctls(nsFD int, a podnet.Attachment, enable6 bool) error 
 	err := b.inHostNS(func() error {
 		// A node whose default is accept_ra=2 would take its routes from any Pod that sends a router advertisement.
 		// Where /proc/sys is read-only the firewall is left to refuse them; EnsureSysctls reports that state of affairs.
-		if err := writeLinkSysctl("ipv6", a.HostIf, "accept_ra", "0"); err != nil && !errors.Is(err, unix.EROFS) {
+		if err := clearLinkSysctl(a.HostIf, "accept_ra"); err != nil && !errors.Is(err, unix.EROFS) {
 			return err
 		}
 		if enable6 {
-			return writeLinkSysctl("ipv6", a.HostIf, "disable_ipv6", "0")
+			return clearLinkSysctl(a.HostIf, "disable_ipv6")
 		}
 		return nil
 	})
 	if err != nil || !enable6 {
 		return err
 	}
-	return inNS(nsFD, func() error { return writeLinkSysctl("ipv6", a.PodIf, "disable_ipv6", "0") })
+	return inNS(nsFD, func() error { return clearLinkSysctl(a.PodIf, "disable_ipv6") })
 }
 
 // podRequests are what the Pod's namespace needs, in order: addresses first, so that the routes find them.

@@ -100,7 +100,7 @@ func (a *hostApply) create(l netlink.Link) (netlink.Link, error) {
 	}
 	index := l.Attrs().Index
 	// On a node that has IPv6 off for new links, what needs IPv6 would fail; where this cannot be written, it says so itself.
-	_ = a.b.inHostNS(func() error { return writeLinkSysctl("ipv6", name, "disable_ipv6", "0") })
+	_ = a.b.inHostNS(func() error { return clearLinkSysctl(name, "disable_ipv6") })
 	err := a.b.pods.do(setLink("settings of link "+name, index, nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(nodeAlias)), a.b.quietLink(map[int]uint32{devconfForwarding: 1})))
 	if err != nil {
 		return nil, errors.Join(err, a.b.remover.removeNow(name, index))

@@ -25,8 +25,7 @@ func OpenNS(path string) (*os.File, error) {
 		return nil, fmt.Errorf("opening a network namespace: %w", err)
 	}
 	if err := checkNS(f); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("opening %s: %w", path, err)
+		return nil, errors.Join(fmt.Errorf("opening %s: %w", path, err), f.Close())
 	}
 	return f, nil
 }

@@ -135,13 +135,13 @@ func readSysctl(path string) string {
 	return strings.TrimSpace(string(v))
 }
 
-// writeLinkSysctl sets one of a link's settings (FAMILY/conf/LINK/KEY) in the thread's namespace. That the kernel has no such
-// family is fine, and so is a /proc/sys mounted read-only that holds the value already.
-func writeLinkSysctl(family, link, key, value string) error {
-	path := "net/" + family + "/conf/" + link + "/" + key
-	err := os.WriteFile(filepath.Join(procSys, path), []byte(value), 0)
-	if err == nil || errors.Is(err, fs.ErrNotExist) || readSysctl(path) == value {
+// clearLinkSysctl sets one of a link's IPv6 settings (net/ipv6/conf/LINK/KEY) to 0 in the thread's namespace. That the kernel
+// has no IPv6 is fine, and so is a /proc/sys mounted read-only that holds the value already.
+func clearLinkSysctl(link, key string) error {
+	path := "net/ipv6/conf/" + link + "/" + key
+	err := os.WriteFile(filepath.Join(procSys, path), []byte("0"), 0)
+	if err == nil || errors.Is(err, fs.ErrNotExist) || readSysctl(path) == "0" {
 		return nil
 	}
-	return fmt.Errorf("setting sysctl %s to %s: %w", path, value, err)
+	return fmt.Errorf("setting sysctl %s to 0: %w", path, err)
 }

@@ -242,8 +242,7 @@ func exchange(fd int, b *batch, last uint32) *Error {
 		_, _, err = unix.Recvfrom(fd, reply, unix.MSG_DONTWAIT) // leftovers of a transaction whose replies did not fit
 	}
 	if err := unix.Sendto(fd, b.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		errno, _ := err.(syscall.Errno)
-		return &Error{Err: errno, Message: fmt.Sprintf("sending %d bytes", len(b.buf))}
+		return &Error{Err: errnoOf(err), Message: fmt.Sprintf("sending %d bytes", len(b.buf))}
 	}
 	var failed *Error
 	acked := false
@@ -256,8 +255,7 @@ func exchange(fd int, b *batch, last uint32) *Error {
 			break
 		}
 		if err != nil {
-			errno, _ := err.(syscall.Errno)
-			return &Error{Err: errno, Message: "reading the answer"}
+			return &Error{Err: errnoOf(err), Message: "reading the answer"}
 		}
 		eachMessage(reply[:n], func(h, data []byte) {
 			if binary.NativeEndian.Uint16(h[4:]) != unix.NLMSG_ERROR || len(data) < 4 {
@@ -304,4 +302,11 @@ func kernelWords(h, data []byte) string {
 		})
 	}
 	return words
+}
+
+// errnoOf finds the error number of a system call.
+func errnoOf(err error) syscall.Errno {
+	var errno syscall.Errno
+	errors.As(err, &errno)
+	return errno
 }
