@@ -34,7 +34,10 @@ type Daemon struct {
 	log     *zap.Logger
 	started time.Time
 
-	store    *store.Store
+	store *store.Store
+	// recovered says what was wrong with the store when it was opened; empty when nothing was.
+	recovered string
+
 	kernel   *kernel
 	attacher *attach.Attacher
 	loop     *reconcile.Loop
@@ -82,7 +85,7 @@ func Run(ctx context.Context, load func() (config.Config, error), version string
 	g.Go(func() error { d.runProber(ctx); return nil })
 	g.Go(func() error { d.followPodMTU(ctx); return nil })
 	g.Go(func() error { d.reloadOnHangup(ctx, load); return nil })
-	log.Info("weftd started", zap.String("version", version), zap.String("node", cfg.NodeName), zap.String("source", d.source.Status().Kind))
+	log.Info("weftd started", zap.String("version", version), zap.String("node", d.cfg.NodeName), zap.String("source", d.source.Status().Kind))
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
@@ -108,8 +111,8 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if d.store, err = openStore(d.cfg.StateDir, d.version, storeWait); err != nil {
 		return err
 	}
-	if rec := d.store.Recovered(); rec != "" {
-		d.log.Error("THE STORE WAS DAMAGED; leases are rebuilt from the kernel and the runtime", zap.String("store", rec))
+	if d.recovered = d.store.Recovered(); d.recovered != "" {
+		d.log.Error("THE STORE WAS DAMAGED; leases are rebuilt from the kernel", zap.String("store", d.recovered))
 	}
 	if d.kernel, err = openKernel(d.log); err != nil {
 		return err
@@ -169,7 +172,7 @@ func routeConfig(c *config.Config) route.Config {
 // afterRound decides about the conflist: it is written once a round has succeeded and this node has addresses to give.
 func (d *Daemon) afterRound(reconcile.Status) {
 	d.rounds.Set(d.snapshot())
-	why := d.notReady()
+	why := d.blocked()
 	if why != nil {
 		if text := why.Error(); text != d.told {
 			d.told = text

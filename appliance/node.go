@@ -104,8 +104,16 @@ func (d *Daemon) saveSnapshots(ctx context.Context) {
 	}
 }
 
-// notReady says why Pods cannot be attached now, with what to do; nil when they can.
+// notReady says why this node has no network yet; nil when it has, and the runtime was told.
 func (d *Daemon) notReady() error {
+	if why := d.blocked(); why != nil || d.ready.Load() {
+		return why
+	}
+	return fmt.Errorf("weft on node %s is %w: the CNI configuration is about to be written", d.cfg.NodeName, attach.ErrNotReady)
+}
+
+// blocked says why Pods cannot be attached now, with what to do; nil when they can.
+func (d *Daemon) blocked() error {
 	say := func(format string, args ...any) error {
 		return fmt.Errorf("weft on node %s is %w: %s", d.cfg.NodeName, attach.ErrNotReady, fmt.Sprintf(format, args...))
 	}
@@ -133,7 +141,7 @@ func (d *Daemon) notReady() error {
 
 // Facts tells the attacher what it may give.
 func (d *Daemon) Facts() attach.Facts {
-	f := attach.Facts{NotReady: d.notReady()}
+	f := attach.Facts{NotReady: d.blocked()}
 	if f.NotReady != nil {
 		return f
 	}

@@ -95,7 +95,7 @@ func (d *Daemon) Status() Status {
 			Name: d.cfg.NodeName, Version: d.version, Ready: ready == nil, Since: d.started, PID: os.Getpid(),
 		},
 		Source: d.sourceStatus(snap),
-		Store:  StoreStatus{Path: d.store.Path(), Recovered: d.store.Recovered()},
+		Store:  StoreStatus{Path: d.store.Path(), Recovered: d.recovered},
 		Fabric: FabricStatus{
 			Mode: string(d.loop.Settings().Mode), PodCIDRs: loop.State.PodRanges, MTU: loop.State.PodMTU, Applied: loop.Applied,
 			Error: loop.Err, Rounds: loop.Rounds, Repairs: loop.Repairs, Peers: d.peerStatus(),
@@ -157,8 +157,8 @@ func (d *Daemon) warnings() []string {
 			}
 		}
 	}
-	if rec := d.store.Recovered(); rec != "" {
-		out = append(out, "the store was damaged and has been rebuilt: "+rec)
+	if d.recovered != "" {
+		out = append(out, "the store was damaged; leases were rebuilt from the kernel: "+d.recovered)
 	}
 	if n := d.strangers(); n > 0 {
 		out = append(out, "Pods hold addresses outside this node's Pod range (it changed under them); other nodes cannot reach them: recreate these Pods (weft ipam list)")
