@@ -127,6 +127,7 @@ type directNode struct{ d *direct }
 func (n directNode) Facts() attach.Facts                        { return attach.Facts{NotReady: n.d.away()} }
 func (directNode) Pod(context.Context, model.PodRef) *model.Pod { return nil }
 func (directNode) Exhausted(model.PodRef, error)                {}
+func (directNode) CheckGuards() error                           { return nil } // what they should be only the daemon knows
 
 // SyncPorts programs the host ports and leaves the rest of the table as the daemon left it.
 func (n directNode) SyncPorts(ctx context.Context, ports []*model.HostPorts) error {

@@ -112,6 +112,9 @@ func (k *kernel) Apply(ctx context.Context, want []ruleset.Table) (int, error) {
 	return s.ElementsAdded + s.ElementsDeleted + s.Chains, err
 }
 
+// Differs says how much Apply would change.
+func (k *kernel) Differs(want []ruleset.Table) (int, error) { return k.rules.Differs(want) }
+
 // Invalidate forgets what the packet filter holds.
 func (k *kernel) Invalidate() { k.rules.Invalidate() }
 

@@ -185,6 +185,9 @@ func (d *Daemon) SyncPorts(ctx context.Context, _ []*model.HostPorts) error {
 	return d.loop.SyncRules(ctx)
 }
 
+// CheckGuards compares the packet filter with what it should be.
+func (d *Daemon) CheckGuards() error { return d.loop.CheckRules() }
+
 // Exhausted tells the user of the Pod that the range is full, where kubectl describe shows it.
 func (d *Daemon) Exhausted(ref model.PodRef, err error) {
 	d.metrics.exhausted.Inc()

@@ -63,6 +63,8 @@ type Node interface {
 	Pod(ctx context.Context, ref model.PodRef) *model.Pod
 	// SyncPorts programs the host ports given, all of them, before it returns.
 	SyncPorts(ctx context.Context, ports []*model.HostPorts) error
+	// CheckGuards says whether the packet filter holds what protects Pods; nil when it does.
+	CheckGuards() error
 	// Exhausted is told when an address range is full, for the Event on the Pod.
 	Exhausted(ref model.PodRef, err error)
 }

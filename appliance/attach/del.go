@@ -111,6 +111,9 @@ func (a *Attacher) Check(ctx context.Context, req Request) (res Result, err erro
 			return res, err
 		}
 	}
+	if err := a.node.CheckGuards(); err != nil {
+		return res, err
+	}
 	if len(req.Ports) > 0 && (ports == nil || !slices.Equal(ports.Mappings, req.Ports)) {
 		return res, fmt.Errorf("attachment %s has not the host ports that were asked for", req.Key)
 	}

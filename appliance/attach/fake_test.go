@@ -282,6 +282,8 @@ func (n *fakeNode) SyncPorts(_ context.Context, ports []*model.HostPorts) error 
 	return nil
 }
 
+func (n *fakeNode) CheckGuards() error { return nil }
+
 func (n *fakeNode) Exhausted(ref model.PodRef, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

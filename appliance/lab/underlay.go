@@ -116,6 +116,7 @@ func (l *Lab) buildUnderlay(ctx context.Context) error {
 func addBridge(h *netlink.Handle, name string, mtu int, addresses []netip.Prefix) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = name, mtu
+	attrs.HardwareAddr = hardwareAddress(name) // or it would change with each port, and everybody know the router by an old one
 	link := &netlink.Bridge{LinkAttrs: attrs}
 	if err := h.LinkAdd(link); err != nil {
 		return fmt.Errorf("making bridge %s: %w", name, err)

@@ -27,6 +27,8 @@ type Host interface {
 // Rules is the kernel's packet filter. Apply sets whole tables.
 type Rules interface {
 	Apply(ctx context.Context, want []ruleset.Table) (changes int, err error)
+	// Differs says how much Apply would change, without changing it.
+	Differs(want []ruleset.Table) (int, error)
 	// Invalidate makes the next Apply read the kernel instead of trusting what it remembers.
 	Invalidate()
 }
@@ -275,7 +277,33 @@ func (l *Loop) attachments() []podnet.Attachment {
 	return out
 }
 
+// CheckRules compares the packet filter in the kernel with what it should be, and changes nothing.
+func (l *Loop) CheckRules() error {
+	l.run.Lock()
+	defer l.run.Unlock()
+	l.mu.Lock()
+	cfg, state := l.config, l.status.State
+	l.mu.Unlock()
+	n, err := l.Rules.Differs([]ruleset.Table{l.table(cfg, &state)})
+	if err != nil {
+		return fmt.Errorf("reading the packet filter: %w", err)
+	}
+	if n > 0 {
+		return fmt.Errorf("table inet weft in the kernel differs from what it should be in %d objects", n)
+	}
+	return nil
+}
+
 func (l *Loop) applyRules(ctx context.Context, cfg route.Config, s *route.State) (int, error) {
+	n, err := l.Rules.Apply(ctx, []ruleset.Table{l.table(cfg, s)})
+	if err != nil {
+		return n, fmt.Errorf("applying the packet filter: %w", err)
+	}
+	return n, nil
+}
+
+// table compiles the packet filter.
+func (l *Loop) table(cfg route.Config, s *route.State) ruleset.Table {
 	in := ruleset.FabricInput{
 		PodRanges: s.PodRanges, NoMasquerade: s.NoMasquerade, Masquerade: cfg.Masquerade,
 		TunnelSources: s.TunnelSources, HostPorts: l.Inputs.Ports(),
@@ -287,11 +315,7 @@ func (l *Loop) applyRules(ctx context.Context, cfg route.Config, s *route.State)
 	for _, c := range conflicts {
 		l.Log.Warn("two attachments want one host port", zap.String("conflict", c.String()))
 	}
-	n, err := l.Rules.Apply(ctx, []ruleset.Table{table})
-	if err != nil {
-		return n, fmt.Errorf("applying the packet filter: %w", err)
-	}
-	return n, nil
+	return table
 }
 
 // SyncRules programs the packet filter now, with the newest host ports, and returns when the kernel has it.

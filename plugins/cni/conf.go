@@ -159,6 +159,16 @@ func (c *netConf) parsePrevResult() error {
 	if err != nil {
 		return types.NewError(types.ErrDecodingFailure, "prevResult cannot be converted to version "+types100.ImplementedSpecVersion, err.Error())
 	}
+	for i, ip := range prev.IPs {
+		if ip.Address.IP == nil {
+			return types.NewError(types.ErrDecodingFailure, fmt.Sprintf("prevResult cannot be read: ips[%d] has no address", i), "")
+		}
+	}
+	for i, r := range prev.Routes {
+		if r.Dst.IP == nil {
+			return types.NewError(types.ErrDecodingFailure, fmt.Sprintf("prevResult cannot be read: routes[%d] has no dst", i), "")
+		}
+	}
 	c.prev = prev
 	return nil
 }

@@ -82,6 +82,8 @@ func TestBadInput(t *testing.T) {
 		{"prevResult of another form", "", "ADD", nil, conf + `, "prevResult": {"ips": [{"address": "nonsense"}]}}`, 6, "prevResult cannot be read"},
 		{"prevResult with null", "", "DEL", nil, conf + `, "prevResult": {"interfaces": [null]}}`, 6, "the list interfaces has an element null"},
 		{"prevResult with null in other letters", "portmap", "ADD", nil, conf + `, "prevResult": {"IPs": [null]}}`, 6, "the list IPs has an element null"},
+		{"prevResult without an address", "", "ADD", nil, conf + `, "prevResult": {"ips": [{}]}}`, 6, "ips[0] has no address"},
+		{"prevResult without a destination", "", "ADD", nil, conf + `, "prevResult": {"routes": [{"gw": "10.0.0.1"}]}}`, 6, "routes[0] has no dst"},
 		{"small MTU", "", "ADD", nil, conf + `, "mtu": 67}`, 7, "mtu 67 must be 68 to 65535"},
 		{"CHECK without prevResult", "", "CHECK", nil, conf + `}`, 7, "CHECK needs prevResult"},
 		{"CHECK before 0.4.0", "", "CHECK", nil, `{"cniVersion": "0.3.1", "name": "net"}`, 1, "it came with 0.4.0"},

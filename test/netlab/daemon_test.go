@@ -140,8 +140,8 @@ func TestStoreTruncated(t *testing.T) {
 	far := s.run("node2", "far")[0]
 	held := s.run("node1", names("held", 6)...)
 	rate := model.Bandwidth{IngressRate: 1e8, IngressBurst: 1e6, EgressRate: 1e8, EgressBurst: 1e6}
-	held = append(held, s.runSpecs("node1",
-		lab.PodSpec{Name: "limited", Bandwidth: rate}, lab.PodSpec{Name: "ported", Ports: ports(t, "8088:8080")})...)
+	special := s.runSpecs("node1",
+		lab.PodSpec{Name: "limited", Bandwidth: rate}, lab.PodSpec{Name: "ported", Ports: ports(t, "8088:8080")})
 	node1, err := s.Node("node1")
 	s.no(err)
 	said := false
@@ -150,7 +150,7 @@ func TestStoreTruncated(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("seed %d", seed)
 	for round := range 8 {
-		before := s.addresses(held...)
+		before := s.addresses(append(slices.Clone(held), special...)...)
 		signal := unix.SIGTERM
 		if round%2 == 1 {
 			signal = unix.SIGKILL
@@ -170,14 +170,15 @@ func TestStoreTruncated(t *testing.T) {
 		t.Logf("cut to %d of %d bytes: %q", size, st.Size(), recovered)
 
 		more := s.run("node1", fmt.Sprintf("more%d", round))[0]
-		after := s.addresses(append(slices.Clone(held), more)...)
+		all := append(append(slices.Clone(held), special...), more)
+		after := s.addresses(all...)
 		for name, addresses := range before {
 			if !slices.Equal(after[name], addresses) {
 				t.Errorf("cut to %d of %d bytes: %s had %v, now %v", size, st.Size(), name, addresses, after[name])
 			}
 		}
 		s.clean("node1")
-		s.reaches(far, append(slices.Clone(held), more)...)
+		s.reaches(far, all...)
 		s.reaches(more, far)
 		held = append(held, more)
 		if _, err := s.get(lab.Outside, node1.Addresses[0], 8088); err != nil {

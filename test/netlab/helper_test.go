@@ -89,6 +89,7 @@ func tell(t testing.TB, o lab.Options) *story {
 	s := &story{Lab: l, t: t, ctx: ctx}
 	t.Cleanup(func() {
 		if t.Failed() {
+			s.dump()
 			s.logs()
 		}
 		if err := l.Down(context.Background()); err != nil {
@@ -304,6 +305,7 @@ type status struct {
 	Fabric struct {
 		MTU     int
 		Repairs uint64
+		Error   string
 		Peers   []struct {
 			Node, Mode string
 			Outer      netip.Addr

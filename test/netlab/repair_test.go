@@ -27,7 +27,6 @@ func TestRepair(t *testing.T) {
 		"ip route del " + pod.Address(4).String(),
 		"ip -6 route del " + pod.Address(6).String(),
 		"ip route flush proto 87",
-		"ip route replace 10.244.2.0/24 via 172.30.1.1 dev eth0",
 		"ip neigh del 10.244.2.1 dev weft.vx",
 		"ip neigh del fd00:10:244:2::1 dev weft.vx",
 		"ip neigh flush dev weft.vx nud permanent",
@@ -65,6 +64,32 @@ func TestRepair(t *testing.T) {
 		s.reaches(pod, far)
 		s.reaches(far, pod)
 	}
+}
+
+// TestForeignRoute: weft does not fight over a route that another program has set in the place of its own: it says who is in the
+// way, and sets its own again when that one is gone.
+func TestForeignRoute(t *testing.T) {
+	s := tell(t, lab.Options{Nodes: 2, Mode: "vxlan"})
+	pod, far := s.run("node1", "pod")[0], s.run("node2", "far")[0]
+	before := s.kernel("node1")
+	s.out("node1", "ip route replace 10.244.2.0/24 via 172.30.1.1 dev eth0 proto 42")
+	s.eventually("an error that names the route", time.Second, func() error {
+		if said := s.status("node1").Fabric.Error; !strings.Contains(said, "10.244.2.0/24 via 172.30.1.1 dev eth0 proto 42") {
+			return fmt.Errorf("the error is %q", said)
+		}
+		return nil
+	})
+	// The rest of the network does not suffer.
+	s.run("node1", "other")
+	s.out("node1", "ip route del 10.244.2.0/24 via 172.30.1.1")
+	s.delete("other")
+	s.eventually("weft's own route", time.Second, func() error {
+		if now := s.kernel("node1"); now != before {
+			return fmt.Errorf("the kernel differs:\n%s", difference(before, now))
+		}
+		return nil
+	})
+	s.reaches(pod, far)
 }
 
 // kernel is everything of a node's network that weft answers for, in a form that does not change by itself.

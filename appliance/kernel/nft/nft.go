@@ -117,6 +117,23 @@ func (b *Backend) Apply(ctx context.Context, tables []ruleset.Table) (Stats, err
 	return stats, err
 }
 
+// Differs reads the kernel and says how many messages Apply would send to make it hold exactly these tables; it changes nothing.
+func (b *Backend) Differs(tables []ruleset.Table) (int, error) {
+	messages := 0
+	for i := range tables {
+		k := known{}
+		if err := b.read(&k, &tables[i]); err != nil {
+			return 0, err
+		}
+		p, err := planTable(k.state, &tables[i], nil)
+		if err != nil {
+			return 0, fmt.Errorf("table %s: %w", tables[i].ID(), err)
+		}
+		messages += p.len()
+	}
+	return messages, nil
+}
+
 // withFormer adds, as empty tables, those that are not wanted any more.
 func (b *Backend) withFormer(tables []ruleset.Table) []*ruleset.Table {
 	out := make([]*ruleset.Table, 0, len(tables)+1)
