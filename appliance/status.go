@@ -1,10 +1,13 @@
 package appliance
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
+	"strings"
 	"time"
 
 	"weft.network/weft/appliance/model"
@@ -160,8 +163,9 @@ func (d *Daemon) warnings() []string {
 	if d.recovered != "" {
 		out = append(out, "the store was damaged; leases were rebuilt from the kernel: "+d.recovered)
 	}
-	if n := d.strangers(); n > 0 {
-		out = append(out, "Pods hold addresses outside this node's Pod range (it changed under them); other nodes cannot reach them: recreate these Pods (weft ipam list)")
+	if pods := d.strangers(); len(pods) > 0 {
+		out = append(out, fmt.Sprintf("%d Pods hold addresses outside this node's Pod ranges %v, which changed under them; other nodes cannot reach them: recreate %s",
+			len(pods), d.loop.Status().State.PodRanges, strings.Join(pods[:min(len(pods), 5)], ", ")))
 	}
 	if other := d.otherConflist(); other != "" {
 		out = append(out, "the runtime reads "+other+" before weft's CNI configuration: remove the other network's file")
@@ -170,25 +174,21 @@ func (d *Daemon) warnings() []string {
 	return out
 }
 
-// strangers counts Pod leases outside the node's present ranges.
-func (d *Daemon) strangers() (n int) {
+// strangers names the Pods whose leases lie outside the node's present ranges, with their addresses.
+func (d *Daemon) strangers() (out []string) {
 	ranges := d.loop.Status().State.PodRanges
 	if len(ranges) == 0 {
-		return 0
+		return nil
 	}
 	for _, l := range d.attacher.Leases() {
-		for _, a := range l.Addresses {
-			inside := l.Kind != model.LeasePod
-			for _, r := range ranges {
-				inside = inside || r.Contains(a)
-			}
-			if !inside {
-				n++
-				break
-			}
+		if l.Kind == model.LeasePod && slices.ContainsFunc(l.Addresses, func(a addr) bool {
+			return !slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) })
+		}) {
+			out = append(out, fmt.Sprintf("%s %v", l.Pod, l.Addresses))
 		}
 	}
-	return n
+	slices.Sort(out)
+	return out
 }
 
 // otherConflist finds a network configuration that sorts before ours: runtimes take the first.

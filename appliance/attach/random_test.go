@@ -31,7 +31,7 @@ type sandbox struct {
 // TestRandom does thousands of random things, crashes and reboots among them, and after each one looks whether an address that a
 // living interface has was given a second time, and in the end whether anything was left.
 func TestRandom(t *testing.T) {
-	runs := 40
+	runs := 20
 	if testing.Short() {
 		runs = 8
 	}

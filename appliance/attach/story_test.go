@@ -499,7 +499,6 @@ func (r *rig) leaks(ctx context.Context, w []string) (string, error) {
 
 // world is what happens around the attacher, and what can be seen of it.
 func (r *rig) world(w []string, key model.AttachmentKey) (string, error) {
-	host := func() string { return (&model.Lease{AttachmentKey: key}).AttachmentKey.String() }
 	switch w[0] {
 	case "restart":
 		r.restart()
@@ -515,7 +514,7 @@ func (r *rig) world(w []string, key model.AttachmentKey) (string, error) {
 				return "", nil
 			}
 		}
-		r.t.Fatalf("no link of %s", host())
+		r.t.Fatalf("no link of %s", key)
 	case "nsgone":
 		delete(r.kernel.ns, "/run/netns/"+w[1])
 	case "now":

@@ -53,7 +53,7 @@ type Options struct {
 	Families Families
 	// MTU of the links between the nodes, in bytes; 1500 if zero.
 	MTU int
-	// PodCIDRs of a node, by its name; 10.244.N.0/24 and fd00:10:244:N::/64 for nodes that are not named.
+	// PodCIDRs of a node, by its name; 10.244.N.0/24 and fd00:10:244:N::/64 for nodes and families that are not named.
 	PodCIDRs map[string][]netip.Prefix
 	// Settings are further lines for every node's weft.yaml; fabric.mode and manifests are set already.
 	Settings string

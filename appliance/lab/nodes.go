@@ -26,8 +26,11 @@ func (l *Lab) newNode(podCIDRs map[string][]netip.Prefix) error {
 		n := &Node{machine: machine{Name: fmt.Sprintf("node%d", number)}, Number: number, Host: nodeHost + number}
 		n.Subnet = (number-1)%s.Subnets + 1
 		n.Addresses = addressesOf(s.subnetPrefixes(n.Subnet, n.Host))
-		if n.PodCIDRs = podCIDRs[n.Name]; n.PodCIDRs == nil {
-			n.PodCIDRs = s.podPrefixes(number)
+		n.PodCIDRs = slices.Clone(podCIDRs[n.Name])
+		for _, p := range s.podPrefixes(number) {
+			if !slices.ContainsFunc(n.PodCIDRs, func(own netip.Prefix) bool { return own.Addr().Is4() == p.Addr().Is4() }) {
+				n.PodCIDRs = append(n.PodCIDRs, p)
+			}
 		}
 		s.Nodes = append(s.Nodes, n)
 		if err := l.furnishFolders(s, n.Name); err != nil {
@@ -217,7 +220,7 @@ func (l *Lab) Ask(ctx context.Context, name, path string, out any) error {
 	return n.ask(ctx, path, out)
 }
 
-// AddNode adds a node and waits until it is ready. Without podCIDRs it gets those of its number.
+// AddNode adds a node and waits until it is ready. A family without a podCIDR gets that of its number.
 func (l *Lab) AddNode(ctx context.Context, podCIDRs ...netip.Prefix) (*Node, error) {
 	s, err := l.read()
 	if err != nil {

@@ -58,68 +58,56 @@ func (f family) has(a netip.Addr) bool { return a.Unmap().Is4() == (f.Family == 
 // host ports; and the host ports that could not be given because an older attachment has them.
 //
 //	packet from a Pod      raw prerouting   guard -> from_pod
-//	packet from a node     raw prerouting   tunnel -> tunnel_in        (VXLAN only)
+//	packet from a node     raw prerouting   guard -> tunnel_in     (VXLAN only)
 //	packet to a host port  dstnat           hostports_in -> hostports
 //	the node's own         dstnat output    hostports_out -> hostports
 //	packet going out       srcnat           postrouting
+//
+// Every packet of every Pod passes guard, so what is there is little: whatever can be said once for a connection is in the nat
+// chains, which see only its first packet.
 func Fabric(in FabricInput) (Table, []Conflict) {
 	t := Table{Family: INet, Name: TableName, Comment: "written by weft; changes made by hand are undone"}
-	var out []Rule
-	tunnel := in.TunnelPort != 0
-	if tunnel {
+	ports, conflicts := mapHostPorts(in.HostPorts)
+	t.guard(in, ports.any())
+	if in.TunnelPort != 0 {
 		t.tunnel(in)
 	}
-	t.guard(in, tunnel)
-	ports, conflicts := mapHostPorts(in.HostPorts)
 	if ports.any() {
 		t.hostPorts(ports, false)
 	}
-	if in.Masquerade {
-		out = append(out, t.masquerade(in)...)
-	}
-	if len(out) > 0 {
-		t.Chains = append(t.Chains, &Chain{
-			Name: "postrouting", Comment: "source addresses of packets that go out",
-			Base: &Base{Type: NATing, Hook: Postrouting, Priority: PrioritySrcNAT}, Rules: out,
-		})
-	}
+	t.postrouting(in)
 	return t, conflicts
 }
 
-// guard refuses packets of Pods that lie about their source or aim at what only the node may use. The check asks the
-// routing table whether the source lives behind the interface, so that it needs no element per Pod and holds before the
+// guard refuses packets of Pods that lie about their source, and sends those of the tunnel to their own chain. The check asks
+// the routing table whether the source lives behind the interface, so that it needs no element per Pod and holds before the
 // first packet.
-func (t *Table) guard(in FabricInput, tunnel bool) {
-	rules := []Rule{
-		R("neighbour discovery has no route", Within(IP6Saddr, linkLocal6), Return),
-		// The kernel forwards neither, so nobody gains by it (RFC 4291 section 2.5.2).
-		R("duplicate address detection has no source", Eq(IP6Saddr, Addr(netip.IPv6Unspecified())), Return),
-		R("not the address of this Pod", NoReturnRoute, Counter{}, Drop),
+func (t *Table) guard(in FabricInput, hostPorts bool) {
+	var fromPod []Rule
+	if hostPorts {
 		// route_localnet, which host ports on 127.0.0.1 need, would open the node's loopback services to its Pods.
-		R("the node's loopback is not for Pods", Within(IPDaddr, loopback4), Counter{}, Drop),
+		fromPod = append(fromPod, R("the node's loopback is not for Pods", Within(IPDaddr, loopback4), Counter{}, Drop))
 	}
-	if tunnel {
-		// Masqueraded, such a packet would come from a node and be believed.
-		for _, f := range families {
-			if hasFamily(in.TunnelSources, f) {
-				rules = append(rules, R("Pods may not speak to tunnel ends",
-					Eq(UDPDport, Port(in.TunnelPort)), In("tunnel_peers"+f.suffix, f.daddr), Counter{}, Drop))
-			}
-		}
+	fromPod = append(fromPod,
+		R("", ReturnRoute, Return),
+		R("neighbour discovery has no route", Within(IP6Saddr, linkLocal6), Return),
+		R("duplicate address detection has no source", Eq(IP6Saddr, Addr(netip.IPv6Unspecified())), Return),
+		R("not the address of this Pod", Counter{}, Drop))
+	rules := []Rule{R("", Iif(PodLinks), Jump("from_pod"))}
+	if in.TunnelPort != 0 {
+		rules = append(rules, R("", Eq(UDPDport, Port(in.TunnelPort)), Goto("tunnel_in")))
 	}
 	t.Chains = append(t.Chains,
-		&Chain{Name: "from_pod", Comment: "packets that a Pod sends", Rules: rules},
+		&Chain{Name: "from_pod", Comment: "packets that a Pod sends", Rules: fromPod},
 		&Chain{
 			Name: "guard", Comment: "before anything else looks at them",
-			Base:  &Base{Type: Filter, Hook: Prerouting, Priority: PriorityRaw},
-			Rules: []Rule{R("", Iif(PodLinks), Jump("from_pod"))},
+			Base: &Base{Type: Filter, Hook: Prerouting, Priority: PriorityRaw}, Rules: rules,
 		})
 }
 
 // tunnel accepts VXLAN from the nodes only, and keeps it out of connection tracking: VXLAN has a source port per inner
 // flow, each of which would be an entry.
 func (t *Table) tunnel(in FabricInput) {
-	isTunnel := Eq(UDPDport, Port(in.TunnelPort))
 	var inRules, outRules []Rule
 	for _, f := range families {
 		if !hasFamily(in.TunnelSources, f) {
@@ -134,22 +122,38 @@ func (t *Table) tunnel(in FabricInput) {
 		}
 		t.Sets = append(t.Sets, &Set{Name: set, Comment: "the other nodes", Key: []Type{f.addr}, Blocks: Single(elements...)})
 		inRules = append(inRules, R("", In(set, f.saddr), Notrack{}, Accept))
-		outRules = append(outRules, R("", isTunnel, In(set, f.daddr), Notrack{}))
+		outRules = append(outRules, R("", Eq(UDPDport, Port(in.TunnelPort)), In(set, f.daddr), Notrack{}))
 	}
-	inRules = append(inRules, R("not a node of this cluster", Counter{}, Drop))
-	t.Chains = append(t.Chains,
-		&Chain{Name: "tunnel_in", Comment: "tunnel packets to this node", Rules: inRules},
-		&Chain{
-			Name: "tunnel", Comment: "only nodes may send through the tunnel",
-			Base:  &Base{Type: Filter, Hook: Prerouting, Priority: PriorityRaw},
-			Rules: []Rule{R("", isTunnel, ToLocal, Goto("tunnel_in"))},
-		})
+	// The kernel takes VXLAN on each of the node's addresses, whatever the device's own.
+	inRules = append(inRules, R("not a node of this cluster", ToLocal, Counter{}, Drop))
+	t.Chains = append(t.Chains, &Chain{Name: "tunnel_in", Comment: "tunnel packets to this node", Rules: inRules})
 	if len(outRules) > 0 {
 		t.Chains = append(t.Chains, &Chain{
 			Name: "tunnel_out", Comment: "tunnel packets of this node",
 			Base: &Base{Type: Filter, Hook: Output, Priority: PriorityRaw}, Rules: outRules,
 		})
 	}
+}
+
+// postrouting gives packets to the outside the node's address. What stays on the node keeps its own, whatever the ranges say:
+// they may have changed under running Pods.
+func (t *Table) postrouting(in FabricInput) {
+	if !in.Masquerade {
+		return
+	}
+	rules := []Rule{R("to a Pod of this node", Oif(PodLinks), Return)}
+	for _, f := range families {
+		if in.TunnelPort != 0 && hasFamily(in.TunnelSources, f) {
+			// Masqueraded, such a packet would come from a node and be believed.
+			rules = append(rules, R("Pods may not speak to tunnel ends", In("tunnel_peers"+f.suffix, f.daddr),
+				Eq(UDPDport, Port(in.TunnelPort)), Counter{}, Drop))
+		}
+	}
+	rules = append(rules, t.masquerade(in)...)
+	t.Chains = append(t.Chains, &Chain{
+		Name: "postrouting", Comment: "source addresses of packets that go out",
+		Base: &Base{Type: NATing, Hook: Postrouting, Priority: PrioritySrcNAT}, Rules: rules,
+	})
 }
 
 // masquerade returns the rules that give packets to the outside the node's address.

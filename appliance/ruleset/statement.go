@@ -62,10 +62,10 @@ func familyNumber(f Family) byte { return [...]byte{INet: 1, IPv4: 2, IPv6: 10}[
 
 // The conditions on the routing table and on the direction of a connection that are in use.
 var (
-	NoReturnRoute = Eq(FibSaddrIif, Mark(0))
-	ToLocal       = Eq(FibDaddrType, Mark(rtnLocal))
-	ReplyPacket   = Eq(CtDirection, "\x01")
-	Unicast       = Eq(MetaPktType, "\x00")
+	ReturnRoute = Eq(FibSaddrIif, Mark(1))
+	ToLocal     = Eq(FibDaddrType, Mark(rtnLocal))
+	ReplyPacket = Eq(CtDirection, "\x01")
+	Unicast     = Eq(MetaPktType, "\x00")
 )
 
 const rtnLocal = 2 // RTN_LOCAL, linux/rtnetlink.h

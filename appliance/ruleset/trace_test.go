@@ -73,7 +73,7 @@ func TestTraceFabric(t *testing.T) {
 		{"then", Postrouting, pkt(tcp, ">weftpweb", "127.0.0.1:1", "10.42.1.5:80"), "192.168.9.1:1 10.42.1.5:80 on 127.0.0.1"},
 		{"from the node to ::1", Output, pkt(tcp, ">lo", "[::1]:1", "[::1]:8080"), "[::1]:1 [::1]:8080 cannot reach a Pod"},
 		{"hairpin", Postrouting, pkt(tcp, ">weftpweb", "10.42.1.5:1", "10.42.1.5:80"), "192.168.9.1:1 10.42.1.5:80 its own host port"},
-		{"own address", Prerouting, pkt(tcp, "weftpweb", "10.42.1.5:1", "1.1.1.1:80"), "10.42.1.5:1 1.1.1.1:80 jump from_pod"},
+		{"own address", Prerouting, pkt(tcp, "weftpweb", "10.42.1.5:1", "1.1.1.1:80"), "10.42.1.5:1 1.1.1.1:80 fib saddr . iif oif exists return"},
 		{"spoofed", Prerouting, pkt(tcp, "weftpweb", "10.42.1.6:1", "1.1.1.1:80"), "drop not the address of this Pod"},
 		{"spoofed, IPv6", Prerouting, pkt(tcp, "weftpdb", "[fd00:42:0:1::5]:1", "[2001:db8::1]:80"), "drop not the address of this Pod"},
 		{"neighbour discovery", Prerouting, pkt(58, "weftpdb", "[fe80::9]:0", "[ff02::1:ff00:1]:0"), "[fe80::9]:0 [ff02::1:ff00:1]:0 neighbour discovery has no route"},
@@ -82,8 +82,8 @@ func TestTraceFabric(t *testing.T) {
 		{"tunnel from a node", Prerouting, pkt(udp, "eth0", "192.168.9.2:1", "192.168.9.1:4789"), "192.168.9.2:1 192.168.9.1:4789 notrack accept"},
 		{"tunnel from a stranger", Prerouting, pkt(udp, "eth0", "192.168.9.3:1", "192.168.9.1:4789"), "drop not a node of this cluster"},
 		{"tunnel from a stranger, IPv6", Prerouting, pkt(udp, "eth0", "[fd00:9::7]:1", "[fd00:9::1]:4789"), "drop not a node of this cluster"},
-		{"tunnel from a Pod", Prerouting, pkt(udp, "weftpweb", "10.42.1.5:1", "192.168.9.2:4789"), "drop Pods may not speak to tunnel ends"},
-		{"somebody else's tunnel", Prerouting, pkt(udp, "eth0", "192.168.9.3:1", "10.42.1.5:4789"), "192.168.9.3:1 10.42.1.5:4789"},
+		{"tunnel from a Pod", Postrouting, pkt(udp, ">eth0", "10.42.1.5:1", "192.168.9.2:4789"), "drop Pods may not speak to tunnel ends"},
+		{"somebody else's tunnel", Prerouting, pkt(udp, "eth0", "192.168.9.3:1", "10.42.1.5:4789"), "192.168.9.3:1 10.42.1.5:4789 goto tunnel_in"},
 	} {
 		out := tr.Trace(c.hook, c.in)
 		got := "drop"

@@ -89,7 +89,6 @@ func tell(t testing.TB, o lab.Options) *story {
 	s := &story{Lab: l, t: t, ctx: ctx}
 	t.Cleanup(func() {
 		if t.Failed() {
-			s.dump()
 			s.logs()
 		}
 		if err := l.Down(context.Background()); err != nil {
@@ -304,6 +303,7 @@ type status struct {
 	} `json:"source"`
 	Fabric struct {
 		MTU     int
+		Rounds  uint64
 		Repairs uint64
 		Error   string
 		Peers   []struct {

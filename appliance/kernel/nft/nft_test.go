@@ -213,7 +213,7 @@ func everything() []Table {
 		R("", HasAny{Left: CtState, Bits: StateInvalid}, Drop),
 		R("", HasAny{Left: CtStatus, Bits: StatusDNAT}, ReplyPacket, Accept),
 		R("", Eq(CtDirection, "\x00"), Unicast, Accept),
-		R("", NoReturnRoute, Drop),
+		R("", ReturnRoute, Drop),
 		R("", ToLocal, L4(model.UDP), Accept),
 		R("", NFProto(IPv6), L4(model.SCTP), Accept),
 		R("", Within(IPSaddr, prefix("10.0.0.0/8")), Within(IPDaddr, prefix("10.1.2.0/23")), Accept),

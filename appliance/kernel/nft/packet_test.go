@@ -191,7 +191,7 @@ func TestPacketsSpoofed(t *testing.T) {
 		route add fd00:42:0:1::99/128 dev lo`)
 	listen(t, l.outside, "udp", ":7")
 	listen(t, l.node, "udp", ":7")
-	apply(t, reopen(t, l.node), fabric())
+	apply(t, reopen(t, l.node), fabric(webPorts()))
 	run(t, []question{
 		{"its own address", l.pod, "udp", "10.42.1.5", "192.168.9.254:7", "192.168.9.1"},
 		{"another's", l.pod, "udp", "10.42.1.99", "192.168.9.254:7", ""},

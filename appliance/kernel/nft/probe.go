@@ -75,7 +75,7 @@ func features() []feature {
 		{"address translation", "CONFIG_NFT_NAT", nat(ruleset.Prerouting, toFirst)},
 		{"masquerading", "CONFIG_NFT_MASQ", nat(ruleset.Postrouting, ruleset.Masquerade{FullyRandom: true})},
 		{"redirection", "CONFIG_NFT_REDIR", nat(ruleset.Prerouting, ruleset.Redirect{})},
-		{"routing lookups", "CONFIG_NFT_FIB_INET, CONFIG_NFT_FIB_IPV4 and CONFIG_NFT_FIB_IPV6", filter(ruleset.Prerouting, ruleset.ToLocal, ruleset.NoReturnRoute)},
+		{"routing lookups", "CONFIG_NFT_FIB_INET, CONFIG_NFT_FIB_IPV4 and CONFIG_NFT_FIB_IPV6", filter(ruleset.Prerouting, ruleset.ToLocal, ruleset.ReturnRoute)},
 		{"connection tracking", "CONFIG_NFT_CT and CONFIG_NF_CONNTRACK_MARK", filter(ruleset.Prerouting, ruleset.Masked(ruleset.CtMark, 1, 1), ruleset.Notrack{})},
 		{"number generators", "CONFIG_NFT_NUMGEN", filter(ruleset.Prerouting, ruleset.Assign{Target: ruleset.MetaMark, From: ruleset.Numgen{Mod: 2}})},
 		{"hashes", "CONFIG_NFT_HASH", filter(ruleset.Prerouting, ruleset.Assign{Target: ruleset.MetaMark, From: ruleset.Jhash{Of: ruleset.IPSaddr, Mod: 2, Seed: 1}})},

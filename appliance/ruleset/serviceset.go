@@ -1,0 +1,250 @@
+package ruleset
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"weft.network/weft/appliance/compile/service"
+)
+
+// The sets and maps of each family.
+const (
+	setServices       = iota // address, protocol, port -> what becomes of a connection
+	setLimited               // the same for a frontend with source ranges, once the source is known to be allowed
+	setInside                // the same for connections of this node and its Pods, where they differ from those of others
+	setOutside               // the same for those of others
+	setEndpoints             // address, protocol, port, number -> endpoint
+	setLocalEndpoints        // the same of endpoints on this node
+	setNodePorts             // the same five without an address
+	setNodePortInside
+	setNodePortOutside
+	setNodePortEndpoints
+	setNodePortLocal
+	setAllowed    // address, protocol, port, source
+	setClusterIPs // addresses at which other ports are refused
+	setHairpin    // Pods of this node that are endpoints
+	setKinds
+)
+
+var serviceSetNames = [setKinds]struct{ name, comment string }{
+	setServices:          {"services", "addresses of Services"},
+	setLimited:           {"limited", "Services with loadBalancerSourceRanges, for allowed sources"},
+	setInside:            {"inside", "policy Local, for this node and its Pods: endpoints anywhere"},
+	setOutside:           {"outside", "policy Local, for others: endpoints on this node"},
+	setEndpoints:         {"endpoints", "endpoints, numbered from 0"},
+	setLocalEndpoints:    {"local_endpoints", "endpoints on this node, numbered from 0"},
+	setNodePorts:         {"nodeports", "node ports"},
+	setNodePortInside:    {"nodeport_inside", "policy Local, for this node and its Pods: endpoints anywhere"},
+	setNodePortOutside:   {"nodeport_outside", "policy Local, for others: endpoints on this node"},
+	setNodePortEndpoints: {"nodeport_endpoints", "endpoints of node ports, numbered from 0"},
+	setNodePortLocal:     {"nodeport_local_endpoints", "endpoints of node ports on this node, numbered from 0"},
+	setAllowed:           {"allowed_sources", "loadBalancerSourceRanges"},
+	setClusterIPs:        {"cluster_ips", "ClusterIPs, on which every port without a Service is refused"},
+	setHairpin:           {"hairpin", "Pods that may reach themselves through a Service"},
+}
+
+// setID numbers the sets of both families; family is the index in families.
+func setID(family, kind int) int { return family*setKinds + kind }
+
+// serviceSet returns a set without elements.
+func serviceSet(id int) *Set {
+	f, kind := families[id/setKinds], id%setKinds
+	s := &Set{Name: serviceSetNames[kind].name + f.suffix, Comment: serviceSetNames[kind].comment}
+	port := []Type{TypeInetProto, TypeInetService}
+	s.Key = append([]Type{f.addr}, port...)
+	switch kind {
+	case setNodePorts, setNodePortInside, setNodePortOutside, setNodePortEndpoints, setNodePortLocal:
+		s.Key = port
+	}
+	switch kind {
+	case setServices, setLimited, setInside, setOutside, setNodePorts, setNodePortInside, setNodePortOutside:
+		s.Verdicts = true
+	case setEndpoints, setLocalEndpoints, setNodePortEndpoints, setNodePortLocal:
+		s.Key = append(s.Key, TypeMark)
+		s.Data = []Type{f.addr, TypeInetService}
+	case setAllowed:
+		s.Key, s.Interval = append(s.Key, f.addr), true
+	case setClusterIPs:
+		s.Key = []Type{f.addr}
+	case setHairpin:
+		s.Key = []Type{f.addr, f.addr}
+	}
+	return s
+}
+
+// elementList collects the elements of one Service.
+type elementList struct {
+	parts *serviceParts
+	port  *service.Port
+	fam   int
+	note  string
+}
+
+// serviceElements returns what a Service adds to the table.
+func serviceElements(owner string, f *service.Frontends) *serviceParts {
+	parts := &serviceParts{owner: owner}
+	for i := range f.Ports {
+		p := &f.Ports[i]
+		l := elementList{parts: parts, port: p, note: owner}
+		if p.IPv6 {
+			l.fam = 1
+		}
+		if p.Name != "" {
+			l.note += ":" + p.Name
+		}
+		for j := range p.Frontends {
+			l.frontend(&p.Frontends[j])
+		}
+		for _, a := range p.Hairpin {
+			l.add(setHairpin, Element{Key: Tuple(Addr(a), Addr(a))})
+		}
+	}
+	return parts
+}
+
+// add appends elements to a set's block.
+func (l *elementList) add(kind int, elements ...Element) {
+	id := setID(l.fam, kind)
+	b := l.parts.block(id)
+	if b == nil {
+		b = &Block{}
+		l.parts.blocks = append(l.parts.blocks, ownBlock{id, b})
+	}
+	if b.Elements == nil {
+		b.Elements = elements
+	} else {
+		b.Elements = append(b.Elements, elements...)
+	}
+}
+
+func (l *elementList) frontend(f *service.Frontend) {
+	f4, p := families[l.fam], l.port
+	kinds := [...]int{setServices, setInside, setOutside, setEndpoints, setLocalEndpoints}
+	from := "from_where" + f4.suffix
+	key := Tuple(Proto(p.Protocol), Port(f.Port))
+	if f.Kind == service.NodePort {
+		kinds = [...]int{setNodePorts, setNodePortInside, setNodePortOutside, setNodePortEndpoints, setNodePortLocal}
+		from = "nodeport_from_where" + f4.suffix
+	} else {
+		key = Tuple(Addr(f.Addr), key)
+	}
+	if f.Kind == service.ClusterIP {
+		l.add(setClusterIPs, Element{Key: Addr(f.Addr)})
+	}
+	node := f.Kind == service.NodePort
+	verdict := l.verdict(f.Inside, node)
+	if f.Inside != f.Outside {
+		l.add(kinds[1], Element{Key: key, Verdict: verdict})
+		l.add(kinds[2], Element{Key: key, Verdict: l.verdict(f.Outside, node)})
+		verdict = Goto(from)
+	}
+	if len(f.Sources) > 0 {
+		l.add(setLimited, Element{Key: key, Verdict: verdict})
+		for _, r := range ranges(f.Sources, f4) {
+			l.add(setAllowed, Element{Key: Tuple(key, r.Key), End: Tuple(key, r.End)})
+		}
+		verdict = Goto("source_ranges" + f4.suffix)
+	}
+	l.add(kinds[0], Element{Key: key, Verdict: verdict, Comment: comment(l.note)})
+	if f.Inside == service.ToCluster || f.Outside == service.ToCluster {
+		l.add(kinds[3], numbered(key, l.table(p.Cluster))...)
+	}
+	if f.Inside == service.ToLocal || f.Outside == service.ToLocal {
+		l.add(kinds[4], numbered(key, l.table(p.Local))...)
+	}
+}
+
+// verdict is where a connection goes for a target.
+func (l *elementList) verdict(t service.Target, node bool) Verdict {
+	p := picker{ipv6: l.port.IPv6, node: node}
+	switch t {
+	case service.Refuse:
+		return Goto("refuse")
+	case service.NoLocal:
+		return Goto("no_local_endpoint")
+	case service.ToLocal:
+		p.local, p.n = true, len(l.port.Local)
+	default:
+		p.n = len(l.port.Cluster)
+	}
+	if p.sticky = l.port.Sticky && p.n > 1; p.sticky {
+		p.n = tableSize(p.n)
+	}
+	if !slices.Contains(l.parts.pickers, p) {
+		l.parts.pickers = append(l.parts.pickers, p)
+	}
+	return Goto(p.name())
+}
+
+// table returns the endpoints as they are numbered: as they come, or in a table of hashes.
+func (l *elementList) table(es []netip.AddrPort) []netip.AddrPort {
+	if l.port.Sticky && len(es) > 1 {
+		return spread(es, tableSize(len(es)))
+	}
+	return es
+}
+
+// numbered returns an element for each endpoint. All keys and data are one piece of memory.
+func numbered(key Value, es []netip.AddrPort) []Element {
+	if len(es) == 0 {
+		return nil
+	}
+	var b []byte
+	for i, at := range es {
+		b = append(b, key...)
+		b = binary.NativeEndian.AppendUint32(b, uint32(i))
+		if a := at.Addr(); a.Is4() {
+			four := a.As4()
+			b = append(b, four[:]...)
+		} else {
+			sixteen := a.As16()
+			b = append(b, sixteen[:]...)
+		}
+		b = append(binary.BigEndian.AppendUint16(b, at.Port()), 0, 0)
+	}
+	all := Value(b)
+	step, split := len(all)/len(es), len(key)+4
+	out := make([]Element, len(es))
+	for i := range out {
+		one := all[i*step : (i+1)*step]
+		out[i] = Element{Key: one[:split], Data: one[split:]}
+	}
+	return out
+}
+
+// picker is a chain that picks one of n endpoints: at random, or by the client's address.
+type picker struct {
+	n                         int
+	ipv6, node, local, sticky bool
+}
+
+func (p picker) compare(q picker) int {
+	rank := func(p picker) (r int) {
+		for _, b := range []bool{p.ipv6, p.node, p.local, p.sticky} {
+			if r *= 2; b {
+				r++
+			}
+		}
+		return r<<32 + p.n
+	}
+	return rank(p) - rank(q)
+}
+
+func (p picker) name() string {
+	s := ""
+	for _, part := range []struct {
+		is   bool
+		name string
+	}{{p.node, "nodeport_"}, {p.local, "local_"}, {p.sticky, "sticky_"}} {
+		if part.is {
+			s += part.name
+		}
+	}
+	f := families[0]
+	if p.ipv6 {
+		f = families[1]
+	}
+	return s + "pick" + f.suffix + "_of_" + strconv.Itoa(p.n)
+}

@@ -1,0 +1,201 @@
+#!/usr/bin/env bash
+# Three nodes on this machine, and a proof of each claim. Every command that is shown is run, and its output is real.
+# usage: demo.sh     needs root; WEFT_BIN names the binary (bin/weft if unset). The exit code is 0 only if all was proved.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+[ "$(id -u)" = 0 ] || { echo "the demo needs root: it makes network namespaces (sudo make demo)" >&2; exit 1; }
+binary=$(realpath "${WEFT_BIN:-bin/weft}")
+[ -x "$binary" ] || { echo "$binary is not there: make build" >&2; exit 1; }
+
+bold='' green='' red='' plain=''
+if [ -t 1 ]; then bold=$'\e[1m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'; fi
+
+scratch=$(mktemp -d)
+ln -s "$binary" "$scratch/weft"
+export PATH=$scratch:$PATH WEFT_LAB=demo-$$
+tidy() {
+    weft lab down
+    rm -rf "$scratch"
+}
+trap tidy EXIT
+trap 'exit 130' INT TERM
+
+# What the host shows of a lab, to compare before and after. Processes that have ended and wait for init do not count.
+host() {
+    ip -o link | sed 's/^[0-9]*: //; s/ <.*//'
+    ip netns list
+    cut -d ' ' -f 5 /proc/self/mountinfo | sort
+    ls /run
+    ps -eo stat,args | awk -v "name=$WEFT_LAB" '$1 !~ /^Z/ && index($0, "/" name) && !/awk/'
+}
+before=$(host)
+
+say() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
+
+# Shows a command, runs it, shows its output (also kept in $out) and keeps its exit code in $rc.
+out='' rc=0
+show() {
+    printf '%s$ %s%s\n' "$bold" "$1" "$plain"
+    out=$(eval "$1" 2>&1)
+    rc=$?
+    [ -z "$out" ] || printf '%s\n' "$out"
+    return 0
+}
+
+claims=() results=()
+# Notes whether a claim was proved: by the exit code of the rest of the line.
+prove() {
+    local claim=$1
+    shift
+    claims+=("$claim")
+    if "$@"; then results+=(ok); else results+=(FAILED); fi
+}
+
+lab() { weft lab status -o json; }
+# All addresses of Pods, one a line: those of the Pod named, or of the node, or of all.
+addresses() { lab | jq -r --arg it "${1:-}" '.nodes[] | .name as $node | .pods[]? | select($it == "" or .name == $it or $node == $it) | .addresses[]'; }
+address() { addresses "$1" | sed -n "$2p"; }
+# Whether an address lies in one of the node's Pod ranges, as the kernel's own routing table sees it.
+in_slice() { weft lab exec "$2" -- ip route get "$1" 2>&1 | grep -q ' weftp'; }
+
+say "Three nodes: namespaces with a weftd each; node1 and node3 on one subnet, node2 behind a router"
+show "weft lab up --nodes 3 --subnets 2 --pod-cidr node3=10.244.3.0/28"
+prove "three nodes are up" test "$rc" = 0
+[ "$rc" = 0 ] || exit 1
+
+say "The network configuration and the plugins on disk"
+show "weft lab exec node1 -- cat /etc/cni/net.d/10-weft.conflist"
+conflist=$out
+show "weft lab exec node1 -- ls -l /opt/cni/bin"
+on_disk() {
+    local node
+    jq -e '.plugins[0].type == "weft-cni"' <<<"$conflist" >/dev/null || return 1
+    for node in node1 node2 node3; do
+        weft lab exec $node -- sh -c 'test -s /etc/cni/net.d/10-weft.conflist && test -x /opt/cni/bin/weft-cni && test -x /opt/cni/bin/loopback' || return 1
+    done
+}
+prove "conflist and plugins are on every node's disk" on_disk
+
+say "A Pod on each node, through the real CNI call"
+show "weft lab run --node node1 web1 neighbour"
+show "weft lab run --node node2 web2"
+show "weft lab run --node node3 web3"
+show "weft lab status"
+slices() {
+    local node pod n
+    for n in 1 2 3; do
+        node=node$n pod=web$n
+        [[ $(address $pod 1) == 10.244.$n.* && $(address $pod 2) == fd00:10:244:$n::* ]] || return 1
+        in_slice "$(address $pod 1)" $node && in_slice "$(address $pod 2)" $node || return 1
+    done
+}
+prove "each Pod has an IPv4 and an IPv6 address from its node's slice" slices
+
+say "How a Pod is wired: a veth pair and host routes, no bridge"
+show "weft lab exec web1 -- ip -br address"
+show "weft lab exec web1 -- ip route"
+show "weft lab exec web1 -- ip neigh show nud permanent"
+show "weft lab exec node1 -- ip -br link"
+show "weft lab exec node1 -- ip route"
+routes=$out
+show "weft lab exec node1 -- ip -6 route show proto 87"
+wired() {
+    grep -Eq "^$(address web1 1) dev weftp" <<<"$routes" &&       # its own Pod by its veth
+        grep -Eq '^10\.244\.2\.0/24 .*dev weft\.vx' <<<"$routes" && # node2's behind the router by the tunnel
+        grep -Eq '^10\.244\.3\.0/28 .*dev eth0' <<<"$routes" &&     # node3's on the same subnet without
+        [ -z "$(weft lab exec node1 -- ip -o link show type bridge_slave)" ]
+}
+prove "veth pairs and host routes; the tunnel only where a router is in between" wired
+
+say "Pod to Pod: who answers, and which client address the server saw"
+reach() { # FROM TO FAMILY
+    local url
+    url=$(address "$2" "$3")
+    [[ $url != *:* ]] || url="[$url]"
+    show "weft lab exec $1 -- weft lab-pod get http://$url:8080/"
+    jq -e --arg pod "default/$2" --arg client "$(address "$1" "$3")" '.pod == $pod and .client == $client' <<<"$out" >/dev/null
+}
+prove "same node: the server saw the Pod's own address" reach neighbour web1 1
+prove "node1 to node2, tunnel, IPv4: the server saw the Pod's own address" reach web1 web2 1
+prove "node1 to node2, tunnel, IPv6: the server saw the Pod's own address" reach web1 web2 2
+prove "node1 to node3, native, IPv4: the server saw the Pod's own address" reach web1 web3 1
+prove "node1 to node3, native, IPv6: the server saw the Pod's own address" reach web3 web1 2
+
+say "Large packets through the tunnel"
+show "weft lab exec web1 -- ip -o link show eth0"
+mtu=$(sed -E 's/.* mtu ([0-9]+).*/\1/' <<<"$out")
+target=$(address web2 1)
+show "weft lab exec web1 -- weft lab-pod get --count 'http://$target:8080/bytes?n=8192' 'http://$target:8080/bytes?n=5000000'"
+bodies=$out
+show "weft lab exec web1 -- weft lab-pod udp --size $((mtu - 28)) $target:8081     # the largest datagram that fits, unfragmented"
+datagram=$out
+show "weft lab exec web1 -- weft lab-pod udp --size $((mtu - 27)) $target:8081     # one byte more"
+large() {
+    [ "$(jq -s 'map(.bytes) | add' <<<"$bodies")" = 5008192 ] && [ "$(jq .bytes <<<"$datagram")" = $((mtu - 28)) ] &&
+        [ "$rc" != 0 ] && grep -q 'message too long' <<<"$out"
+}
+prove "large packets through the tunnel, up to the last byte of the path MTU" large
+
+say "A range that is full (node3 has a /28: 13 addresses for Pods, one of them is taken)"
+show "weft lab run --pause --node node3 s1 s2 s3 s4 s5 s6 s7 s8 s9 s10 s11 s12"
+show "weft lab run --pause --node node3 onemore"
+full() { [ "$rc" != 0 ] && grep -q '13 usable, 13 held' <<<"$out" && [ "$(addresses node3 | grep -c '^10\.')" = 13 ]; }
+prove "a full range is a clear error with counts and the fix" full
+
+say "Scale down and up: addresses are freed and used again, none twice"
+old=$(addresses node3 | sort)
+show "weft lab delete s3 s4 s5 s6"
+freed=$(comm -23 <(echo "$old") <(addresses node3 | sort) | grep '^10\.')
+echo "freed: $(tr '\n' ' ' <<<"$freed")"
+show "weft lab exec node3 -- weft ipam list"
+show "weft lab run --pause --node node3 t1 t2 t3 t4"
+given=$(for pod in t1 t2 t3 t4; do address $pod 1; done | sort)
+reused() { [ "$(wc -l <<<"$freed")" = 4 ] && [ "$(sort <<<"$freed")" = "$given" ] && [ -z "$(addresses | sort | uniq -d)" ]; }
+prove "addresses freed on scale-down are used again, none twice" reused
+
+say "The daemons are killed on both ends of a conversation"
+printf '%s$ %s%s\n' "$bold" "weft lab exec web1 -- weft lab-pod load http://$target:8080/ &" "$plain"
+mkfifo "$scratch/stop"
+weft lab exec web1 -- weft lab-pod load "http://$target:8080/" <"$scratch/stop" >"$scratch/load" &
+load=$!
+exec 9>"$scratch/stop"
+show "weft lab daemon kill node1; weft lab daemon kill node2"
+show "weft lab exec node1 -- weft status"
+away=$rc
+show "weft lab exec neighbour -- weft lab-pod get http://$target:8080/     # a conversation that starts while both are away"
+show "weft lab daemon start node1; weft lab daemon start node2"
+exec 9>&-
+wait $load
+lost=$?
+cat "$scratch/load"
+unharmed() { [ "$away" != 0 ] && [ "$lost" = 0 ] && jq -e '.new.failed + .kept.failed == 0 and .new.requests > 20' "$scratch/load" >/dev/null; }
+prove "killed daemons: $(jq '.new.requests + .kept.requests' "$scratch/load") requests went through, none was lost" unharmed
+
+say "node1 loses its power and comes back while the control plane is away"
+old=$(addresses node1)
+boot='weft lab exec node1 -- sh -c "readlink /proc/1/ns/net"'
+show "$boot"
+first=$out
+show "weft lab reboot --without-api node1"
+show "$boot"
+second=$out
+show "weft lab exec node1 -- weft status"
+status=$out
+show "weft lab status"
+prove "a rebooted node reaches the others again" reach web1 web2 1
+same() { [ "$first" != "$second" ] && grep -q 'stored picture' <<<"$status" && [ -n "$old" ] && [ "$old" = "$(addresses node1)" ]; }
+prove "rebooted with the control plane away: every Pod has the same addresses" same
+
+say "Down"
+show "weft lab down"
+gone() { [ "$rc" = 0 ] && diff <(echo "$before") <(host); }
+prove "weft lab down leaves nothing behind: no process, link, namespace, mount, file" gone
+
+say "What was proved"
+failed=0
+for i in "${!claims[@]}"; do
+    colour=$green
+    [ "${results[$i]}" = ok ] || { colour=$red; failed=1; }
+    printf '%s%-6s%s  %s\n' "$colour" "${results[$i]}" "$plain" "${claims[$i]}"
+done
+exit $failed

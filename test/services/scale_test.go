@@ -1,0 +1,136 @@
+package services
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"runtime"
+	"testing"
+	"time"
+
+	"weft.network/weft/appliance/compile/service"
+	"weft.network/weft/appliance/kernel/netnstest"
+	"weft.network/weft/appliance/kernel/nft"
+	"weft.network/weft/appliance/model"
+	"weft.network/weft/appliance/ruleset"
+)
+
+// manyServices makes count Services with the given number of endpoints.
+func manyServices(count, endpoints int) *model.Snapshot {
+	snap := &model.Snapshot{Services: map[model.ServiceKey]*model.Service{}, Slices: map[model.SliceKey]*model.EndpointSlice{}}
+	for i := range count {
+		s := &model.Service{
+			Namespace: "load", Name: fmt.Sprintf("service-%d", i), Type: "ClusterIP",
+			ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96 + byte(i>>16), byte(i >> 8), byte(i)})},
+			Ports:      []model.ServicePort{{Protocol: model.TCP, Port: 80}},
+		}
+		snap.Services[s.Key()] = s
+		e := sliceOf(s, i, endpoints)
+		snap.Slices[e.Key()] = e
+	}
+	return snap
+}
+
+// sliceOf makes the EndpointSlice of the i-th Service; a tenth of the endpoints is on node "here".
+func sliceOf(s *model.Service, i, endpoints int) *model.EndpointSlice {
+	e := &model.EndpointSlice{Namespace: s.Namespace, Name: s.Name + "-x", Service: s.Name,
+		Ports: []model.EndpointPort{{Protocol: model.TCP, Port: 8080}}}
+	for j := range endpoints {
+		k := i*16 + j
+		e.Endpoints = append(e.Endpoints, model.Endpoint{
+			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 128 + byte(k>>16), byte(k >> 8), byte(k)})},
+			Ready:     true, Serving: true, Node: fmt.Sprintf("node-%d", k%10),
+		})
+	}
+	return e
+}
+
+// pipeline is the way from a Snapshot to the kernel.
+type pipeline struct {
+	compiler service.Compiler
+	rules    ruleset.Services
+	kernel   *nft.Backend
+}
+
+var here = service.Input{NodeName: "node-0", Zone: "a", NodeAddresses: []netip.Addr{netip.MustParseAddr("192.168.9.1")}}
+
+func (p *pipeline) table(snap *model.Snapshot) ruleset.Table {
+	r := p.compiler.Compile(snap, here)
+	return p.rules.Table(ruleset.ServicesInput{Frontends: r.Frontends, PodRanges: []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")}})
+}
+
+func openKernel(t testing.TB) (*netnstest.NS, *nft.Backend) {
+	ns := netnstest.New(t)
+	b, err := nft.Open(nft.Options{NetNS: ns.FD()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	return ns, b
+}
+
+// withEndpoints returns the Snapshot with another number of endpoints of the i-th Service.
+func withEndpoints(snap *model.Snapshot, i, endpoints int) *model.Snapshot {
+	s := snap.Services[model.ServiceKey{Namespace: "load", Name: fmt.Sprintf("service-%d", i)}]
+	e := sliceOf(s, i, endpoints)
+	out := *snap
+	out.Slices = maps.Clone(snap.Slices)
+	out.Slices[e.Key()] = e
+	return &out
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+func TestTenThousandServices(t *testing.T) {
+	_, b := openKernel(t)
+	p := pipeline{kernel: b}
+	ctx := context.Background()
+	snap := manyServices(10000, 3)
+	before := heap()
+
+	start := time.Now()
+	table := p.table(snap)
+	compiled := time.Since(start)
+	stats, err := b.Apply(ctx, []ruleset.Table{table})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cold := time.Since(start)
+	t.Logf("10,000 x 3 cold: %v, of which compile %v; %d KiB on the heap; %+v", cold, compiled, (heap()-before)>>10, stats)
+
+	var pure, whole, worst time.Duration
+	const rounds = 20
+	n := 3
+	for i := range rounds {
+		n = 7 - n // 4, 3, 4...
+		snap = withEndpoints(snap, 37*(i/2), n)
+		start = time.Now()
+		table = p.table(snap)
+		pure += time.Since(start)
+		stats, err = b.Apply(ctx, []ruleset.Table{table})
+		if err != nil {
+			t.Fatal(err)
+		}
+		took := time.Since(start)
+		whole += took
+		worst = max(worst, took)
+		if changed := stats.ElementsAdded + stats.ElementsDeleted; changed > 5 || stats.Read || stats.Transactions != 1 {
+			t.Errorf("one endpoint more or less: %+v", stats)
+		}
+	}
+	t.Logf("one endpoint: %v, of which compile %v; worst %v; the last %+v", whole/rounds, pure/rounds, worst, stats)
+	start = time.Now()
+	if stats, err = b.Apply(ctx, []ruleset.Table{p.table(snap)}); err != nil || stats.Messages != 0 {
+		t.Errorf("nothing changed: %+v, %v", stats, err)
+	}
+	t.Logf("nothing: %v", time.Since(start))
+	if cold > 2*time.Second || whole/rounds > 100*time.Millisecond {
+		t.Errorf("cold %v and one endpoint %v are far over the budget of 0.5 s and 20 ms", cold, whole/rounds)
+	}
+}
