@@ -211,17 +211,21 @@ func (d *Daemon) watchLeaks(ctx context.Context) {
 }
 
 func (d *Daemon) freeLeaks(ctx context.Context) error {
-	leaks, err := d.leaks(ctx)
+	sandboxes := d.sandboxes(ctx)
+	leaks, err := d.attacher.Leaks(ctx, sandboxes)
 	if err != nil {
 		return err
 	}
 	for _, l := range leaks {
 		d.log.Warn("freeing a leaked lease", zap.Stringer("attachment", l.Lease.AttachmentKey), zap.Stringer("pod", l.Lease.Pod),
 			zap.Stringers("addresses", l.Lease.Addresses), zap.String("why", l.Why))
-		if err := d.attacher.Del(ctx, l.Lease.AttachmentKey, l.Lease.Kind); err != nil {
+		if err := d.attacher.Release(ctx, l.Lease, false); err != nil {
 			return err
 		}
 		d.metrics.leaks.Inc()
+	}
+	if err := d.attacher.Tidy(ctx, sandboxes); err != nil {
+		return err
 	}
 	removed, err := d.kernel.SweepBandwidth(ctx)
 	if len(removed) > 0 {

@@ -11,6 +11,7 @@ import (
 	"weft.network/weft/appliance/compile/podnet"
 	"weft.network/weft/appliance/kernel/iface"
 	"weft.network/weft/appliance/model"
+	"weft.network/weft/appliance/ruleset"
 	"weft.network/weft/appliance/store"
 )
 
@@ -46,6 +47,17 @@ func (d *Daemon) restore(ctx context.Context) (attach.State, error) {
 		state.Leases = append(state.Leases, l)
 		ops = append(ops, store.PutLease(l))
 	}
+	if d.store.NeedsRebuild() {
+		ports, err := d.lostPorts(state)
+		if err != nil {
+			return state, err
+		}
+		for _, hp := range ports {
+			d.log.Warn("host ports were rebuilt from the kernel", zap.Stringer("pod", hp.Pod), zap.Any("ports", hp.Mappings))
+			state.Ports = append(state.Ports, hp)
+			ops = append(ops, store.PutHostPorts(hp))
+		}
+	}
 	if len(ops) > 0 {
 		if err := d.store.Write(ctx, ops...); err != nil {
 			return state, fmt.Errorf("storing rebuilt leases: %w", err)
@@ -55,6 +67,33 @@ func (d *Daemon) restore(ctx context.Context) (attach.State, error) {
 		return state, d.store.Rebuilt(ctx)
 	}
 	return state, nil
+}
+
+// lostPorts reads the host ports of attachments that the store knows none of from the maps in the kernel.
+func (d *Daemon) lostPorts(state attach.State) ([]*model.HostPorts, error) {
+	elements, err := d.kernel.rules.Elements(ruleset.HostPortTable(nil))
+	if err != nil {
+		return nil, fmt.Errorf("reading host ports from the kernel: %w", err)
+	}
+	found := ruleset.ReadHostPorts(elements)
+	var out []*model.HostPorts
+	for _, l := range state.Leases {
+		if slices.ContainsFunc(state.Ports, func(p *model.HostPorts) bool { return p.AttachmentKey == l.AttachmentKey }) {
+			continue
+		}
+		hp := &model.HostPorts{AttachmentKey: l.AttachmentKey, Pod: l.Pod, Addresses: l.Addresses}
+		for _, a := range l.Addresses {
+			for _, m := range found[a] {
+				if !slices.Contains(hp.Mappings, m) {
+					hp.Mappings = append(hp.Mappings, m)
+				}
+			}
+		}
+		if len(hp.Mappings) > 0 {
+			out = append(out, hp)
+		}
+	}
+	return out, nil
 }
 
 func readState(s *store.Store) (state attach.State, err error) {
@@ -80,8 +119,12 @@ func leaseOf(link iface.PodLink) (*model.Lease, bool) {
 	}
 	// IPv4 first, as ADD gives them.
 	slices.SortFunc(link.Addresses, addr.Compare)
-	return &model.Lease{
+	l := &model.Lease{
 		AttachmentKey: key, Kind: model.LeasePod, Pod: pod, Addresses: link.Addresses, HostIf: link.HostIf,
-		MAC: podnet.MACFor(link.Addresses), MTU: link.MTU, Created: unixNow(),
-	}, true
+		MAC: link.MAC, MTU: link.MTU, Created: unixNow(),
+	}
+	if l.MAC.IsZero() {
+		l.MAC = podnet.MACFor(l.Addresses)
+	}
+	return l, true
 }

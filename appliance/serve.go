@@ -16,7 +16,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
 
-	"weft.network/weft/appliance/attach"
 	"weft.network/weft/appliance/control"
 	"weft.network/weft/appliance/cri"
 	"weft.network/weft/appliance/model"
@@ -97,7 +96,7 @@ type LeakStatus struct {
 }
 
 func (d *Daemon) serveLeaks(w http.ResponseWriter, r *http.Request) {
-	leaks, err := d.leaks(r.Context())
+	leaks, err := d.attacher.Leaks(r.Context(), d.sandboxes(r.Context()))
 	if err != nil {
 		control.WriteError(w, http.StatusInternalServerError, err)
 		return
@@ -112,20 +111,19 @@ func (d *Daemon) serveLeaks(w http.ResponseWriter, r *http.Request) {
 	control.WriteJSON(w, report)
 }
 
-// leaks asks the runtime for its sandboxes and finds the leases that have none. A runtime that does not answer is no reason to
-// stop: what the kernel shows nothing of any more is dead all the same.
-func (d *Daemon) leaks(ctx context.Context) ([]attach.Leak, error) {
-	known := map[string]bool(nil)
-	sandboxes, err := cri.Sandboxes(ctx, d.cfg.RuntimeSocket)
-	if err == nil {
-		known = map[string]bool{}
-		for id := range sandboxes {
-			known[id] = true
-		}
-	} else {
+// sandboxes asks the runtime for the IDs it knows; nil when it does not answer. That is no reason to stop: what the kernel shows
+// nothing of any more is dead all the same.
+func (d *Daemon) sandboxes(ctx context.Context) map[string]bool {
+	list, err := cri.Sandboxes(ctx, d.cfg.RuntimeSocket)
+	if err != nil {
 		d.log.Debug("the container runtime was not asked", zap.Error(err))
+		return nil
 	}
-	return d.attacher.Leaks(ctx, known)
+	known := map[string]bool{}
+	for id := range list {
+		known[id] = true
+	}
+	return known
 }
 
 // ReleaseRequest names the address of a lease to take down by hand.

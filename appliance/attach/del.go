@@ -150,6 +150,9 @@ func (a *Attacher) Leaks(ctx context.Context, sandboxes map[string]bool) ([]Leak
 		if sandboxes[l.ContainerID] || a.now()-l.Created < graceTime {
 			continue
 		}
+		if l.Kind == model.LeaseIPAM && sandboxes == nil {
+			continue // the link is another plugin's: only the runtime knows
+		}
 		alive, err := a.alive(ctx, l)
 		if err != nil {
 			return nil, err

@@ -263,14 +263,14 @@ var stories = map[string]string{
 		leaks =>
 		unlink c1
 		nsgone c2
-		leaks => c1 c2
+		leaks => c1
 		leaks known c1,c9 => c2
 		leaks known => c1 c2
 		add c4 p4 => 10.1.0.4 fd01::4
 		unlink c4
-		leaks => c1 c2
+		leaks => c1
 		now 61
-		leaks => c1 c2 c4
+		leaks => c1 c4
 		fail HasPod 1
 		leaks => error: injected`,
 	"by hand": `

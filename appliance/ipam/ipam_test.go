@@ -171,3 +171,16 @@ func TestPickRandom(t *testing.T) {
 		attached[i] = got
 	}
 }
+
+func TestTrim(t *testing.T) {
+	p := NewPool(5)
+	for i := range 10 {
+		p.Release(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), model.Release{At: int64(i)})
+	}
+	if got := fmt.Sprint(p.Trim(8)); got != "[10.0.0.0 10.0.0.1]" {
+		t.Errorf("forgot %s", got)
+	}
+	if got := p.Trim(8); got != nil {
+		t.Errorf("then %v", got)
+	}
+}

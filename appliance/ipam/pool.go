@@ -2,7 +2,9 @@
 package ipam
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -60,6 +62,21 @@ func (p *Pool) Release(a netip.Addr, r model.Release) {
 
 // Forget drops the memory of a released address, so that it may be given at once.
 func (p *Pool) Forget(a netip.Addr) { delete(p.released, a) }
+
+// Trim forgets the addresses released longest ago until at most keep are remembered, and returns those it forgot.
+func (p *Pool) Trim(keep int) []netip.Addr {
+	if len(p.released) <= keep {
+		return nil
+	}
+	all := slices.SortedFunc(maps.Keys(p.released), func(a, b netip.Addr) int {
+		return cmp.Or(cmp.Compare(p.released[a].At, p.released[b].At), a.Compare(b))
+	})
+	old := all[:len(all)-keep]
+	for _, a := range old {
+		delete(p.released, a)
+	}
+	return old
+}
 
 // Owner returns the attachment that holds the address.
 func (p *Pool) Owner(a netip.Addr) (model.AttachmentKey, bool) {

@@ -274,6 +274,7 @@ func (l *Lab) hold(ctx context.Context, s *state, name, role string) (machine, e
 		Setsid:     true,
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWPID,
 	}
+	closeOnExec()
 	err = startAndWait(ctx, cmd, (*exec.Cmd).Start)
 	if cmd.Process != nil {
 		go func() { _ = cmd.Wait() }()

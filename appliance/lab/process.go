@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"runtime"
@@ -201,6 +202,10 @@ func (m machine) enter(netns string) error {
 	}
 	return enterNetNS(netns)
 }
+
+// closeOnExec keeps what this process has inherited, a pipe of the shell that called it, say, from the processes of the lab: they
+// outlive it, and whoever reads the pipe would wait for them. A kernel before 5.11 cannot, which is no more than untidy.
+func closeOnExec() { _ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) }
 
 // environment of every process in the lab: the host's, as far as it matters to Go programs, and a path that finds weft.
 func (l *Lab) environment() []string {

@@ -130,6 +130,7 @@ func (l *Lab) inside(ctx context.Context, s *state, m machine, verb string, requ
 	cmd.Env = l.environment()
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &stdout, &stderr
+	closeOnExec()
 	if err := m.start(cmd, ""); err != nil {
 		return err
 	}

@@ -29,7 +29,7 @@ func (p picker) chainOf() *Chain {
 		key = append(key, Numgen{Mod: uint32(p.n)})
 	}
 	pick := R("", DNATMap(f.Family, serviceSet(setID(i, kind)).Name, key...))
-	if p.node {
+	if p.node && !p.sticky { // the client's address brings the check of the family with it
 		pick.Statements = append([]Statement{NFProto(f.Family)}, pick.Statements...)
 	}
 	return &Chain{Name: p.name(), Rules: []Rule{
@@ -191,6 +191,8 @@ func (s *skeleton) masquerade() {
 				R("to a Pod of this node", In("pods"+f.suffix, f.daddr), Accept))
 		}
 	}
+	// The ranges may have changed under running Pods.
+	rules = append(rules, R("to a Pod of this node", Oif(PodLinks), Accept))
 	s.chains = append(s.chains,
 		&Chain{Name: "translated", Comment: "source addresses by which the answer finds its way", Rules: append(rules, R("", Masquerade{FullyRandom: true}))},
 		&Chain{

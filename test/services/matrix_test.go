@@ -72,11 +72,13 @@ func facts(draw func(uint32) uint32) ruleset.Facts {
 	}
 }
 
-// outLink is where a packet leaves.
+// outLink is where a packet leaves. One of the Pods has been attached by another CNI plugin.
 func outLink(to netip.Addr) string {
 	switch {
 	case to.IsLoopback() || slices.Contains(nodeAddrs, to):
 		return "lo"
+	case to == pair("10.42.1.12")[0] || to == pair("10.42.1.12")[1]:
+		return "veth12"
 	case podRanges[0].Contains(to) || podRanges[1].Contains(to):
 		return "weftp" + to.String()[len(to.String())-2:]
 	}
@@ -114,14 +116,17 @@ func TestMatrix(t *testing.T) {
 	table := compileAll(t, snap)
 	var draw uint32
 	tr := ruleset.NewTracer([]ruleset.Table{table}, facts(func(mod uint32) uint32 { return draw % mod }))
-	o := oracle{snap}
 	cases, failures := 0, 0
 	kinds := map[string]int{}
 	for key, s := range snap.Services {
+		turn := 0 // every protocol has its turn: all of them everywhere would take three times as long
 		one := oracle{&model.Snapshot{Services: map[model.ServiceKey]*model.Service{key: s}, Slices: slicesFor(snap, s)}}
 		for i := range s.Ports {
 			for _, dst := range destinations(s, &s.Ports[i]) {
 				for _, from := range sources {
+					if turn++; turn%len(s.Ports) != 0 && !testing.Verbose() {
+						continue
+					}
 					c := conn{protocol: s.Ports[i].Protocol, src: from.addr[map[bool]int{true: 1}[dst.Addr().Is6()]], dst: dst, fromNode: from.fromNode}
 					if !c.src.IsValid() {
 						c.src = dst.Addr()
@@ -138,7 +143,6 @@ func TestMatrix(t *testing.T) {
 			}
 		}
 	}
-	_ = o
 	t.Logf("%d Services, %d cases, %d wrong: %v", len(snap.Services), cases, failures, kinds)
 	for _, k := range []string{"pass", "refuse", "drop", "one backend", "several backends", "several backends, sticky"} {
 		if kinds[k] < 100 {

@@ -121,7 +121,7 @@ var patterns = []pattern{
 	{name: "the hinted one drains", places: []place{draining("there").hint("a", ""), ready("far").hint("b", "")}},
 	{name: "hinted away from local", places: []place{ready("local").hint("b", ""), ready("there").hint("a", "")}},
 	{name: "same zone without hints", distribution: "PreferSameZone", places: []place{ready("there"), ready("far")}},
-	{name: "close without hints", distribution: "PreferClose", places: []place{ready("far"), ready("hostfar")}},
+	{name: "close without hints", distribution: "PreferClose", places: []place{ready("there"), ready("hostfar")}},
 	{name: "same node without hints", distribution: "PreferSameNode", places: []place{ready("local"), ready("there"), ready("far")}},
 	{name: "same node, but none here", distribution: "PreferSameNode", places: []place{ready("there"), ready("far")}},
 }
@@ -131,6 +131,7 @@ var rangeChoices = [][]netip.Prefix{
 	prefixes("198.51.100.0/24", "2001:db8:198:51::/64"),
 	prefixes("198.51.100.0/24", "192.168.9.0/24", "192.168.9.1/32", "10.42.0.0/16", "fd00::/16"),
 	prefixes("198.51.100.9/32"), // IPv4 only: IPv6 is open
+	prefixes("198.51.100.9/32", "0.0.0.0/0", "2001:db8:198:51::/64", "::/0"),
 }
 
 // generate returns a Snapshot with a Service for each combination of features, and their descriptions.

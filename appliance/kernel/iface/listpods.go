@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"weft.network/weft/appliance/model"
 )
 
 // PodLink is the host end of one Pod's veth pair as the kernel has it.
@@ -19,6 +21,8 @@ type PodLink struct {
 	Index int
 	MTU   int
 	Up    bool
+	// MAC is the address of the Pod's end, zero if the node's neighbour entry is gone.
+	MAC model.MAC
 	// Addresses are those that weft's routes send to the link, in no particular order.
 	Addresses []netip.Addr
 }
@@ -42,11 +46,19 @@ func (b *Backend) ListPods(ctx context.Context) ([]PodLink, error) {
 			addresses[r.LinkIndex] = append(addresses[r.LinkIndex], p.Addr())
 		}
 	}
+	neighbors, err := b.permanentNeighbors()
+	if err != nil {
+		return nil, err
+	}
 	var pods []PodLink
 	for _, l := range links {
 		at := l.Attrs()
 		if isPodLink(l) && at.Group == GroupPods {
-			pods = append(pods, PodLink{HostIf: at.Name, Alias: at.Alias, Index: at.Index, MTU: at.MTU, Up: at.Flags&net.FlagUp != 0, Addresses: addresses[at.Index]})
+			pod := PodLink{HostIf: at.Name, Alias: at.Alias, Index: at.Index, MTU: at.MTU, Up: at.Flags&net.FlagUp != 0, Addresses: addresses[at.Index]}
+			for _, a := range pod.Addresses {
+				pod.MAC = neighbors[neighborKey{at.Index, a}]
+			}
+			pods = append(pods, pod)
 		}
 	}
 	return pods, nil

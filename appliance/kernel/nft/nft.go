@@ -307,3 +307,22 @@ func (b *Backend) committed(p *plan) {
 		k.ours[s.Name] = true
 	}
 }
+
+// Elements reads the elements of a table's sets from the kernel, by the name of the set. The table says which sets, and of what
+// kind they are; those that the kernel does not have are left out.
+func (b *Backend) Elements(t ruleset.Table) (map[string][]ruleset.Element, error) {
+	k := known{}
+	if err := b.read(&k, &t); err != nil {
+		return nil, err
+	}
+	out := map[string][]ruleset.Element{}
+	if k.state == nil {
+		return out, nil
+	}
+	for name, s := range k.state.sets {
+		for _, slot := range s.index {
+			out[name] = append(out[name], *slot.element)
+		}
+	}
+	return out, nil
+}
