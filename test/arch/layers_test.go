@@ -21,7 +21,6 @@ var rank = map[string]int{
 	"appliance/control": 1,
 	"appliance/cri":     1,
 	"appliance/ipam":    1,
-	"appliance/ruleset": 1,
 	"appliance/store":   1,
 
 	"appliance/compile/podnet":  2,
@@ -30,6 +29,7 @@ var rank = map[string]int{
 	"appliance/install":         2,
 
 	"appliance/attach":  3,
+	"appliance/ruleset": 3,
 	"appliance/compile": 3,
 
 	"appliance/kernel/conntrack": 4,
