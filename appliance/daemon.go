@@ -48,10 +48,12 @@ type Daemon struct {
 	// newest is the picture of the cluster with this node's own settings laid over it.
 	newest cluster.Holder
 	// rounds wakes who waits for a round of the loop.
-	rounds cluster.Holder
-	save   chan *model.Snapshot
-	ready  atomic.Bool
-	told   string // why the node is not ready, as was logged last; only afterRound uses it
+	rounds    cluster.Holder
+	save      chan *model.Snapshot
+	ready     atomic.Bool
+	proxy     string // who else serves Services, asked at proxySeen; only the loop uses both
+	proxySeen time.Time
+	told      string // why the node is not ready, as was logged last; only afterRound uses it
 }
 
 // Run is weftd: it takes the store, adopts what the kernel holds, and works until ctx ends. The data path stays as it is
@@ -67,8 +69,10 @@ func Run(ctx context.Context, load func() (config.Config, error), version string
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	if err := d.hideConflist(); err != nil {
-		return err
+	if cfg.Has(config.RoleFabric) {
+		if err := d.hideConflist(); err != nil {
+			return err
+		}
 	}
 	listener, err := control.Listen(cfg.RunDir)
 	if err != nil {
@@ -132,6 +136,10 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		Snapshot: d.snapshot, Leases: d.attacher.Leases, Ports: d.attacher.HostPorts,
 	}, d.kernel, d.kernel, d.log.Named("reconcile"))
 	d.loop.OnChange = d.afterRound
+	d.loop.NoFabric = !d.cfg.Has(config.RoleFabric)
+	if d.cfg.Has(config.RoleServices) {
+		d.loop.Services = &reconcile.Services{Flows: d.kernel, Yield: d.otherProxy}
+	}
 	d.metrics = newMetrics(d)
 	d.prober = d.newProber()
 	return d.startFromStore()
@@ -184,6 +192,10 @@ func (d *Daemon) afterRound(reconcile.Status) {
 	}
 	d.told = ""
 	if d.ready.Load() {
+		return
+	}
+	if d.loop.NoFabric {
+		d.ready.Store(true)
 		return
 	}
 	if err := d.showConflist(); err != nil {

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"weft.network/weft/appliance/attach"
+	"weft.network/weft/appliance/compile/service"
 	"weft.network/weft/appliance/kernel/conntrack"
 	"weft.network/weft/appliance/kernel/iface"
 	"weft.network/weft/appliance/kernel/nft"
@@ -85,6 +86,17 @@ func (k *kernel) ForgetPortFlows(hp *model.HostPorts) {
 		for _, a := range hp.Addresses {
 			filters = append(filters, conntrack.Filter{Proto: model.UDP, DstPort: m.HostPort, Backend: a})
 		}
+	}
+	k.flows.forget(filters)
+}
+
+// ForgetService drops UDP flows whose endpoint or Service is gone.
+func (k *kernel) ForgetService(gone []service.Flow) {
+	var filters []conntrack.Filter
+	for _, f := range gone {
+		filters = append(filters, conntrack.Filter{
+			Proto: f.Protocol, Dst: f.Addr, DstPort: f.Port, Backend: f.Backend.Addr(), BackendPort: f.Backend.Port(), Untranslated: f.Untranslated,
+		})
 	}
 	k.flows.forget(filters)
 }
@@ -169,7 +181,7 @@ func (k *kernel) watch(ctx context.Context) <-chan reconcile.Trigger {
 }
 
 func linkTrigger(e iface.Event) reconcile.Trigger {
-	t := reconcile.Trigger{Foreign: len(e.Ours) > 0 || e.Resync, Rules: e.Resync}
+	t := reconcile.Trigger{Foreign: len(e.Ours) > 0 || e.Resync, Fabric: true, Rules: e.Resync}
 	switch {
 	case len(e.Ours) > 0:
 		t.What = fmt.Sprint(e.Ours)

@@ -126,7 +126,7 @@ func (d *Daemon) blocked() error {
 			why += " (" + st.LastError + ")"
 		}
 		return say("%s: check --node-name, or set podCIDRs in weft.yaml", why)
-	case len(self.PodCIDRs) == 0:
+	case len(self.PodCIDRs) == 0 && !d.loop.NoFabric:
 		return say("node.spec.podCIDRs is empty: let the controller manager allocate node CIDRs (--allocate-node-cidrs, --cluster-cidr) or set podCIDRs in weft.yaml")
 	}
 	if s := d.loop.Status(); !s.Applied {
@@ -142,6 +142,9 @@ func (d *Daemon) blocked() error {
 // Facts tells the attacher what it may give.
 func (d *Daemon) Facts() attach.Facts {
 	f := attach.Facts{NotReady: d.blocked()}
+	if d.loop.NoFabric {
+		f.NotReady = fmt.Errorf("weft on node %s is %w: the role fabric is off, another network attaches Pods", d.cfg.NodeName, attach.ErrNotReady)
+	}
 	if f.NotReady != nil {
 		return f
 	}

@@ -21,6 +21,9 @@ import (
 // version is set by the linker.
 var version = "dev"
 
+// roleNames are the names that run one role alone, for a cluster that keeps another network.
+var roleNames = map[string]string{"weft-proxy": "services", "weft-dns": "dns", "weft-bgp": "bgp"}
+
 // Main picks the mode by the name under which the binary was called, and returns the exit code: 0, 1 for a failure, 2 for a
 // command line that cannot be understood. stdin is what the early forwarder has read of standard input, if it read any.
 func Main(args []string, stdin []byte, stdinRead bool) int {
@@ -32,6 +35,8 @@ func Main(args []string, stdin []byte, stdinRead bool) int {
 		return plugin(ctx, name, stdin, stdinRead)
 	case name == "weftd":
 		args = append([]string{"weft", "weftd"}, args[1:]...)
+	case roleNames[name] != "":
+		args = append([]string{"weft", "weftd", "--roles", roleNames[name]}, args[1:]...)
 	}
 	app := newApp(os.Stdout)
 	return run(ctx, app, flagsFirst(app, args, "exec"), os.Stderr)

@@ -21,11 +21,12 @@ type Role string
 
 // The roles of weftd.
 const (
-	RoleFabric Role = "fabric" // Pod networking: CNI, addresses, routes, tunnel
+	RoleFabric   Role = "fabric"   // Pod networking: CNI, addresses, routes, tunnel
+	RoleServices Role = "services" // virtual addresses of Services, in the place of kube-proxy
 )
 
 // Roles lists every role this build knows, in the order in which they start.
-var Roles = []Role{RoleFabric}
+var Roles = []Role{RoleFabric, RoleServices}
 
 // Config is everything that may be set on one node.
 type Config struct {

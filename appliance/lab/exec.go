@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
 	"os/exec"
 	"strings"
 )
@@ -40,9 +39,6 @@ func (l *Lab) Exec(ctx context.Context, target string, argv []string, stdio Stdi
 	cmd.Args[0] = argv[0]
 	cmd.Env = l.environment()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdio.In, stdio.Out, stdio.Err
-	if f, ok := stdio.In.(*os.File); ok && f == nil {
-		cmd.Stdin = nil
-	}
 	if err := m.start(cmd, netns); err != nil {
 		return 0, err
 	}

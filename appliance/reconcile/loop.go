@@ -4,6 +4,8 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 
 	"weft.network/weft/appliance/compile/podnet"
 	"weft.network/weft/appliance/compile/route"
+	"weft.network/weft/appliance/compile/service"
 	"weft.network/weft/appliance/model"
 	"weft.network/weft/appliance/ruleset"
 )
@@ -44,6 +47,8 @@ type Inputs struct {
 type Trigger struct {
 	// Foreign is true when the kernel changed without us: what the round then changes is a repair.
 	Foreign bool
+	// Fabric is true when links and routes must be compared although the nodes are the same.
+	Fabric bool
 	// Rules is true when the packet filter was touched.
 	Rules bool
 	// What is for the log.
@@ -60,6 +65,8 @@ type Status struct {
 	Repairs  uint64
 	Err      string // of the last round; empty when it succeeded
 	Problems []string
+	// Services is what this node serves; its zero value without that role.
+	Services service.Result
 }
 
 // Loop brings the kernel to what the Snapshot asks for.
@@ -69,6 +76,10 @@ type Loop struct {
 	Rules    Rules
 	Log      *zap.Logger
 	OnChange func(Status)
+	// NoFabric leaves links, routes and the Pods' rules to somebody else: the role fabric is off.
+	NoFabric bool
+	// Services is nil without that role.
+	Services *Services
 
 	trigger chan Trigger
 
@@ -77,6 +88,9 @@ type Loop struct {
 	mu     sync.Mutex
 	config route.Config
 	status Status
+	// nodes are those that links and routes were last made for, problems what was found then; only Round uses them.
+	nodes    map[string]*model.Node
+	problems []string
 }
 
 // The pace of the loop.
@@ -108,7 +122,7 @@ func (l *Loop) Configure(cfg route.Config) {
 	l.mu.Lock()
 	l.config = cfg
 	l.mu.Unlock()
-	l.Kick(Trigger{What: "the configuration changed"})
+	l.Kick(Trigger{What: "the configuration changed", Fabric: true})
 }
 
 // Settings returns those in force.
@@ -142,9 +156,9 @@ func (l *Loop) Run(ctx context.Context) {
 		case t = <-l.trigger:
 			t = l.gather(ctx, t)
 		case <-ticker.C:
-			t = Trigger{What: "audit", Foreign: true, Rules: true}
+			t = Trigger{What: "audit", Foreign: true, Fabric: true, Rules: true}
 		case <-wait:
-			t = Trigger{What: "retry", Rules: true}
+			t = Trigger{What: "retry", Fabric: true, Rules: true}
 		}
 		if err := l.Round(ctx, t); err != nil && ctx.Err() == nil {
 			retry = min(max(2*retry, firstRetry), lastRetry)
@@ -162,7 +176,7 @@ func (l *Loop) gather(ctx context.Context, t Trigger) Trigger {
 	for {
 		select {
 		case more := <-l.trigger:
-			t.Foreign, t.Rules = t.Foreign || more.Foreign, t.Rules || more.Rules
+			t.Foreign, t.Fabric, t.Rules = t.Foreign || more.Foreign, t.Fabric || more.Fabric, t.Rules || more.Rules
 			if t.What != more.What && len(t.What) < 200 {
 				t.What += "; " + more.What
 			}
@@ -183,7 +197,7 @@ func (l *Loop) Round(ctx context.Context, t Trigger) error {
 
 	l.mu.Lock()
 	s := &l.status
-	before := s.State.Warnings
+	before := append(slices.Clone(s.State.Warnings), s.Problems...)
 	s.At, s.Took, s.Rounds, s.Problems = start, time.Since(start), s.Rounds+1, problems
 	if s.Err = ""; err != nil {
 		s.Err = err.Error()
@@ -192,6 +206,9 @@ func (l *Loop) Round(ctx context.Context, t Trigger) error {
 	}
 	if state != nil {
 		s.State = *state
+	}
+	if l.Services != nil {
+		s.Services = l.Services.result
 	}
 	if t.Foreign {
 		s.Repairs += uint64(len(changes))
@@ -212,7 +229,7 @@ func (l *Loop) report(t Trigger, changes, before []string, s Status) {
 	for _, w := range before {
 		known[w] = true
 	}
-	for _, w := range s.State.Warnings {
+	for _, w := range append(slices.Clone(s.State.Warnings), s.Problems...) {
 		if !known[w] {
 			l.Log.Warn(w)
 		}
@@ -232,39 +249,59 @@ func (l *Loop) report(t Trigger, changes, before []string, s Status) {
 func (l *Loop) apply(ctx context.Context, t Trigger) (state *route.State, changes, problems []string, err error) {
 	l.mu.Lock()
 	cfg := l.config
-	last := l.status.State
+	last, applied := l.status.State, l.status.Applied
 	l.mu.Unlock()
-	under, err := l.Host.Underlay(ctx)
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("reading the node's links: %w", err)
-	}
 	snap := l.Inputs.Snapshot()
-	compiled := route.Compile(snap, cfg, under)
-	if snap.Node(cfg.NodeName) == nil {
-		last.Warnings = compiled.Warnings
-		return &last, nil, nil, nil
-	}
-	state = &compiled
-	changes, err = l.Host.ApplyHost(ctx, compiled.HostNet)
-	if err != nil {
-		return state, changes, nil, fmt.Errorf("applying links and routes: %w", err)
-	}
-	// After the links: some settings are theirs.
-	more, problems := l.Host.EnsureSysctls(ctx)
-	changes = append(changes, more...)
-	more, err = l.Host.ApplyPods(ctx, l.attachments())
-	changes = append(changes, more...)
-	if err != nil {
-		return state, changes, problems, fmt.Errorf("applying the routes of Pods: %w", err)
+	self := snap.Node(cfg.NodeName)
+	state = &last
+	if self == nil || !applied || t.Fabric || !maps.Equal(l.nodes, snap.Nodes) {
+		if state, changes, err = l.applyFabric(ctx, cfg, snap, &last); err != nil || self == nil {
+			return state, changes, l.problems, err
+		}
+		l.nodes = snap.Nodes
 	}
 	if t.Rules {
 		l.Rules.Invalidate()
 	}
-	n, err := l.applyRules(ctx, cfg, &compiled)
+	n, err := l.applyRules(ctx, cfg, snap, self, state)
 	if n > 0 {
 		changes = append(changes, fmt.Sprintf("%d nftables objects", n))
 	}
+	problems = slices.Clone(l.problems)
+	if l.Services != nil {
+		problems = append(problems, l.Services.problems()...)
+	}
 	return state, changes, problems, err
+}
+
+// applyFabric brings links, routes and settings to what the nodes ask for.
+func (l *Loop) applyFabric(ctx context.Context, cfg route.Config, snap *model.Snapshot, last *route.State) (state *route.State, changes []string, err error) {
+	under, err := l.Host.Underlay(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the node's links: %w", err)
+	}
+	compiled := route.Compile(snap, cfg, under)
+	if snap.Node(cfg.NodeName) == nil {
+		last.Warnings = compiled.Warnings
+		return last, nil, nil
+	}
+	state = &compiled
+	if l.NoFabric {
+		return &route.State{PodRanges: compiled.PodRanges}, nil, nil
+	}
+	if changes, err = l.Host.ApplyHost(ctx, compiled.HostNet); err != nil {
+		return state, changes, fmt.Errorf("applying links and routes: %w", err)
+	}
+	// After the links: some settings are theirs.
+	more, problems := l.Host.EnsureSysctls(ctx)
+	l.problems = problems
+	changes = append(changes, more...)
+	more, err = l.Host.ApplyPods(ctx, l.attachments())
+	changes = append(changes, more...)
+	if err != nil {
+		return state, changes, fmt.Errorf("applying the routes of Pods: %w", err)
+	}
+	return state, changes, nil
 }
 
 func (l *Loop) attachments() []podnet.Attachment {
@@ -277,7 +314,7 @@ func (l *Loop) attachments() []podnet.Attachment {
 	return out
 }
 
-// CheckRules compares the packet filter in the kernel with what it should be, and changes nothing.
+// CheckRules compares the packet filter of the Pod network in the kernel with what it should be, and changes nothing.
 func (l *Loop) CheckRules() error {
 	l.run.Lock()
 	defer l.run.Unlock()
@@ -294,10 +331,21 @@ func (l *Loop) CheckRules() error {
 	return nil
 }
 
-func (l *Loop) applyRules(ctx context.Context, cfg route.Config, s *route.State) (int, error) {
-	n, err := l.Rules.Apply(ctx, []ruleset.Table{l.table(cfg, s)})
+// applyRules sets all tables, since one that is not named is removed. Those that did not change cost a comparison.
+func (l *Loop) applyRules(ctx context.Context, cfg route.Config, snap *model.Snapshot, self *model.Node, s *route.State) (int, error) {
+	var tables []ruleset.Table
+	if !l.NoFabric {
+		tables = append(tables, l.table(cfg, s))
+	}
+	if l.Services != nil {
+		tables = append(tables, l.Services.compile(snap, self, s))
+	}
+	n, err := l.Rules.Apply(ctx, tables)
 	if err != nil {
 		return n, fmt.Errorf("applying the packet filter: %w", err)
+	}
+	if l.Services != nil {
+		l.Services.committed()
 	}
 	return n, nil
 }
@@ -325,6 +373,11 @@ func (l *Loop) SyncRules(ctx context.Context) error {
 	l.mu.Lock()
 	cfg, state := l.config, l.status.State
 	l.mu.Unlock()
-	_, err := l.applyRules(ctx, cfg, &state)
+	snap := l.Inputs.Snapshot()
+	self := snap.Node(cfg.NodeName)
+	if self == nil {
+		return fmt.Errorf("node %q is not known to the cluster", cfg.NodeName)
+	}
+	_, err := l.applyRules(ctx, cfg, snap, self, &state)
 	return err
 }

@@ -103,7 +103,7 @@ func (s *Services) pickChains() []*Chain {
 // update takes over the Services that changed.
 func (s *Services) update(now map[model.ServiceKey]*service.Frontends) {
 	if s.services == nil {
-		s.services, s.pickers = map[model.ServiceKey]*serviceParts{}, map[picker]*pickerUse{}
+		s.services, s.pickers = make(map[model.ServiceKey]*serviceParts, len(now)), map[picker]*pickerUse{}
 	}
 	if reflect.ValueOf(now).Pointer() == reflect.ValueOf(s.frontends).Pointer() {
 		return
@@ -114,9 +114,11 @@ func (s *Services) update(now map[model.ServiceKey]*service.Frontends) {
 			s.replace(k, f, &edits)
 		}
 	}
-	for k := range s.services {
-		if now[k] == nil {
-			s.replace(k, nil, &edits)
+	if len(s.services) > len(now) { // some are gone
+		for k := range s.services {
+			if now[k] == nil {
+				s.replace(k, nil, &edits)
+			}
 		}
 	}
 	s.frontends = now
@@ -186,9 +188,11 @@ func (p *serviceParts) block(set int) *Block {
 
 // edited returns a set with other blocks; nil if none is left.
 func edited(old *Set, id int, edit map[string]*Block) *Set {
-	blocks := map[string]*Block{}
+	var blocks map[string]*Block
 	if old != nil {
 		blocks = maps.Clone(old.Blocks)
+	} else {
+		blocks = make(map[string]*Block, len(edit))
 	}
 	for owner, b := range edit {
 		if b == nil {

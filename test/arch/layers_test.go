@@ -175,7 +175,7 @@ func TestImportProblem(t *testing.T) {
 		{"appliance/attach", module + "/appliance/kernel/iface", true},
 		{"appliance/attach", module + "/appliance/reconcile", true},
 		{"appliance/kernel/nft", module + "/appliance/kernel/iface", true},
-		{"appliance/ruleset", module + "/appliance/compile/route", true},
+		{"appliance/ruleset", module + "/appliance/kernel/nft", true},
 		{"appliance/util", "fmt", true},
 		{"appliance/cli", module + "/appliance/util", true},
 		{"appliance/ipam", "time", true},

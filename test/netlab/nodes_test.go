@@ -146,8 +146,10 @@ func TestPodCIDRChanges(t *testing.T) {
 	s.no(s.SetPodCIDRs("node1", netip.MustParsePrefix("10.244.91.0/24"), netip.MustParsePrefix("fd00:10:244:91::/64")))
 	s.eventually("a warning", convergeTime, func() error {
 		warnings := strings.Join(s.status("node1").Warnings, "\n")
-		if !strings.Contains(warnings, "outside this node's Pod range") {
-			return fmt.Errorf("the warnings are %q", warnings)
+		for _, word := range []string{"10.244.91.0/24", "default/a", "10.244.1.2"} {
+			if !strings.Contains(warnings, word) {
+				return fmt.Errorf("no warning names %s: %q", word, warnings)
+			}
 		}
 		return nil
 	})

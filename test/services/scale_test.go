@@ -134,3 +134,29 @@ func TestTenThousandServices(t *testing.T) {
 		t.Errorf("cold %v and one endpoint %v are far over the budget of 0.5 s and 20 ms", cold, whole/rounds)
 	}
 }
+
+// BenchmarkOneEndpoint is the pure part of a change: compile and rules, without the kernel.
+func BenchmarkOneEndpoint(b *testing.B) {
+	for _, count := range []int{10, 1000, 10000} {
+		b.Run(fmt.Sprint(count), func(b *testing.B) {
+			var p pipeline
+			snaps := []*model.Snapshot{manyServices(count, 3), nil}
+			snaps[1] = withEndpoints(snaps[0], 5, 4)
+			p.table(snaps[0])
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				p.table(snaps[(i+1)%2])
+			}
+		})
+	}
+}
+
+// BenchmarkCold is the pure part of the first round.
+func BenchmarkCold(b *testing.B) {
+	snap := manyServices(10000, 3)
+	b.ReportAllocs()
+	for b.Loop() {
+		var p pipeline
+		p.table(snap)
+	}
+}

@@ -26,13 +26,11 @@ type Compiler struct {
 
 // Compile returns what this node serves. A nil Snapshot has no Services.
 func (c *Compiler) Compile(snap *model.Snapshot, in Input) Result {
-	if c.entries == nil {
-		c.bySvc, c.entries = map[model.ServiceKey][]*model.EndpointSlice{}, map[model.ServiceKey]*entry{}
-		c.claims, c.problems = claims{map[claim]*entry{}, map[claim][]*entry{}}, map[model.ServiceKey][]Problem{}
-		c.result = Result{Frontends: map[model.ServiceKey]*Frontends{}, HealthChecks: map[model.ServiceKey]HealthCheck{}}
-	}
 	if snap == nil {
 		snap = &model.Snapshot{}
+	}
+	if c.entries == nil {
+		c.start(len(snap.Services))
 	}
 	dirty := map[model.ServiceKey]bool{}
 	changes(c.services, snap.Services, func(k model.ServiceKey, _, _ *model.Service) { dirty[k] = true })
@@ -53,6 +51,12 @@ func (c *Compiler) Compile(snap *model.Snapshot, in Input) Result {
 	}
 	c.update(dirty)
 	return c.result
+}
+
+func (c *Compiler) start(size int) {
+	c.bySvc, c.entries = make(map[model.ServiceKey][]*model.EndpointSlice, size), make(map[model.ServiceKey]*entry, size)
+	c.claims, c.problems = claims{make(map[claim]*entry, size), map[claim][]*entry{}}, map[model.ServiceKey][]Problem{}
+	c.result = Result{Frontends: make(map[model.ServiceKey]*Frontends, size), HealthChecks: map[model.ServiceKey]HealthCheck{}}
 }
 
 // changes calls f for each object that came, went (now is nil) or changed. A map that is shared by two Snapshots is equal.
@@ -98,7 +102,7 @@ func (c *Compiler) regroup(old, now *model.EndpointSlice) {
 
 // update makes the Services that changed anew, and those that shared an address with them.
 func (c *Compiler) update(dirty map[model.ServiceKey]bool) {
-	touched := map[*entry]bool{}
+	touched := make(map[*entry]bool, len(dirty))
 	var gone []model.ServiceKey
 	for k := range dirty {
 		old, svc := c.entries[k], c.services[k]
