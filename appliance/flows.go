@@ -19,7 +19,11 @@ type flows struct {
 	mu      sync.Mutex
 	pending []conntrack.Filter
 	running bool
+	closing bool
 }
+
+// gatherTime is how long a pass waits for more: each one walks through the whole table.
+const gatherTime = 50 * time.Millisecond
 
 // forgetTime bounds one pass through the table.
 const forgetTime = 30 * time.Second
@@ -37,9 +41,23 @@ func (f *flows) forget(filters []conntrack.Filter) {
 	}
 }
 
+// close ends what is pending and waits for it.
+func (f *flows) close() {
+	f.mu.Lock()
+	f.closing = true
+	f.mu.Unlock()
+	f.work.Wait()
+}
+
 // run passes through the table until nothing is pending.
 func (f *flows) run() {
 	for {
+		f.mu.Lock()
+		closing := f.closing
+		f.mu.Unlock()
+		if !closing {
+			<-time.After(gatherTime)
+		}
 		f.mu.Lock()
 		filters := f.pending
 		f.pending = nil

@@ -40,7 +40,7 @@ func openKernel(log *zap.Logger) (*kernel, error) {
 }
 
 func (k *kernel) close() error {
-	k.flows.work.Wait()
+	k.flows.close()
 	k.rules.Close()
 	return k.Backend.Close()
 }

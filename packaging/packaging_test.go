@@ -128,6 +128,7 @@ func TestRBACVerbs(t *testing.T) {
 		"events create,patch",
 		"nodes get,list,watch",
 		"pods get,list,watch",
+		"services get,list,watch",
 	}
 	var got []string
 	dec := yaml.NewDecoder(bytes.NewReader(packaging.RBAC))

@@ -135,13 +135,13 @@ func parseAddress(text string) (netip.Addr, error) {
 	return addr.Unmap(), nil
 }
 
-// checkUnicast says why no Pod can have the address.
+// checkUnicast says why neither a Pod nor a Service can have the address.
 func checkUnicast(addr netip.Addr) error {
 	switch {
 	case addr.Is4In6():
 		return errors.New("an IPv4 address in IPv6 form; write it as IPv4")
 	case addr.IsUnspecified(), addr.IsLoopback(), addr.IsMulticast(), addr.IsLinkLocalUnicast():
-		return fmt.Errorf("%s is a loopback, link-local, multicast or unspecified address; a Pod needs one that others can reach", addr)
+		return fmt.Errorf("%s is a loopback, link-local, multicast or unspecified address; give one that others can reach", addr)
 	}
 	return nil
 }

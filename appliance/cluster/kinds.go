@@ -38,15 +38,17 @@ type kind struct {
 
 // The names of the kinds.
 const (
-	kindNodes   = "nodes"
-	kindPods    = "pods"
-	kindServers = "endpointslices of the API server"
+	kindNodes    = "nodes"
+	kindPods     = "pods"
+	kindServices = "services"
+	kindSlices   = "endpointslices"
+	kindServers  = "endpointslices of the API server"
 )
 
 // kinds is the table of what is watched. Another kind is one more entry, with its conversion in convert.go and its collection
 // in objects.go.
 func (k *Kubernetes) kinds(c kubernetes.Interface) []kind {
-	return []kind{
+	all := []kind{
 		{
 			name:    kindNodes,
 			example: &corev1.Node{},
@@ -79,11 +81,48 @@ func (k *Kubernetes) kinds(c kubernetes.Interface) []kind {
 			optional: true,
 		},
 	}
+	if k.options.Services {
+		all = append(all, k.serviceKinds(c)...)
+	}
+	return all
+}
+
+// serviceKinds are the kinds that only a node with Services watches.
+func (k *Kubernetes) serviceKinds(c kubernetes.Interface) []kind {
+	return []kind{
+		{
+			name:    kindServices,
+			example: &corev1.Service{},
+			client:  typed[*corev1.ServiceList]{c.CoreV1().Services(metav1.NamespaceAll)},
+			into: &feed[*corev1.Service, model.ServiceKey, model.Service]{
+				name: "Service", objects: k.objects, collection: &k.objects.services, convert: convertService, key: serviceKey,
+				listed: func() { k.listed(kindServices) },
+			},
+		},
+		{
+			name:    kindSlices,
+			example: &discoveryv1.EndpointSlice{},
+			client:  typed[*discoveryv1.EndpointSliceList]{c.DiscoveryV1().EndpointSlices(metav1.NamespaceAll)},
+			only:    func(o *metav1.ListOptions) { o.LabelSelector = discoveryv1.LabelServiceName },
+			into: &feed[*discoveryv1.EndpointSlice, model.SliceKey, model.EndpointSlice]{
+				name: "EndpointSlice", objects: k.objects, collection: &k.objects.slices, convert: convertSlice, key: sliceKey,
+				listed: func() { k.listed(kindSlices) },
+			},
+		},
+	}
 }
 
 func nodeKey(m metav1.Object) string { return m.GetName() }
 func podKey(m metav1.Object) model.PodKey {
 	return model.PodKey{Namespace: m.GetNamespace(), Name: m.GetName()}
+}
+
+func serviceKey(m metav1.Object) model.ServiceKey {
+	return model.ServiceKey{Namespace: m.GetNamespace(), Name: m.GetName()}
+}
+
+func sliceKey(m metav1.Object) model.SliceKey {
+	return model.SliceKey{Namespace: m.GetNamespace(), Name: m.GetName()}
 }
 
 // lister is the part of a client that is needed, without the type of its list.
@@ -239,7 +278,9 @@ func (f *feed[O, K, T]) Replace(list []any, _ string) error {
 			return err
 		}
 		c := out.(*converted[T])
-		all[f.key(c)] = c.value
+		if c.value != nil {
+			all[f.key(c)] = c.value
+		}
 		if len(c.problems) > 0 {
 			problems[title(f.name, c.Namespace, c.Name)] = c.problems
 		}

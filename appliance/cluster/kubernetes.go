@@ -54,6 +54,8 @@ type KubernetesOptions struct {
 	OnServers func([]string)
 	// OnProblem is told of each field of an object that cannot be used; may be nil.
 	OnProblem func(string)
+	// Services says whether Services and EndpointSlices are watched too; without it, a Snapshot has none.
+	Services bool
 	// Version of this weft, for the user agent.
 	Version string
 }
@@ -73,7 +75,7 @@ type Kubernetes struct {
 	known []string
 	// relearn puts newly learned addresses to use; nil while there is no session.
 	relearn func()
-	synced  map[string]bool
+	synced  map[string]bool // each needed kind, and whether everything of it is known
 }
 
 // NewKubernetes checks the options. Nothing is read or connected before Run.
@@ -81,10 +83,14 @@ func NewKubernetes(o KubernetesOptions) (*Kubernetes, error) {
 	if o.NodeName == "" {
 		return nil, errors.New("watching the cluster: the name of this node is not known: give --node-name")
 	}
+	needed := []string{kindNodes, kindPods}
+	if o.Services {
+		needed = append(needed, kindServices, kindSlices)
+	}
 	k := &Kubernetes{
 		options: o,
 		objects: newObjects(o.OnProblem),
-		status:  newStatus(KindKubernetes, "", kindNodes, kindPods),
+		status:  newStatus(KindKubernetes, "", needed...),
 		events:  newEvents(o.NodeName),
 		known:   slices.Clone(o.Known),
 		synced:  map[string]bool{},
@@ -93,6 +99,9 @@ func NewKubernetes(o KubernetesOptions) (*Kubernetes, error) {
 		connect: func(c *rest.Config, transport http.RoundTripper) (kubernetes.Interface, error) {
 			return kubernetes.NewForConfigAndClient(c, &http.Client{Transport: transport})
 		},
+	}
+	for _, name := range needed {
+		k.synced[name] = false
 	}
 	for _, text := range o.Servers {
 		u, err := parseServer(text)
@@ -170,7 +179,12 @@ func (k *Kubernetes) listed(kind string) {
 func (k *Kubernetes) allListed() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.synced[kindNodes] && k.synced[kindPods]
+	for _, known := range k.synced {
+		if !known {
+			return false
+		}
+	}
+	return true
 }
 
 // session watches with the configuration as it is now, until that changes or the context ends.

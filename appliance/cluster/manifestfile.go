@@ -21,7 +21,7 @@ import (
 type object struct {
 	title string // kind, namespace and name
 	at    string // file and line
-	value any    // *model.Node or *model.Pod
+	value any    // a pointer to a type of package model
 }
 
 // document is one YAML document of a file.
@@ -29,36 +29,54 @@ type document struct {
 	path string
 	line int // of its first line in the file, from 1
 	text []byte
+
+	readers map[string]reader
+	tree    *yamlnode.Node // with the lines; read when the first is asked for
 }
+
+// reader decodes and converts one object; the value is nil when weft has no use for the object.
+type reader func(raw []byte) (metav1.Object, any, []fieldError, error)
 
 // readers is the table of kinds that are read from files, by apiVersion and kind. Others are ignored.
-var readers = map[string]func(raw []byte) (metav1.Object, any, []fieldError, error){
-	"v1/Node": reader(convertNode),
-	"v1/Pod":  reader(convertPod),
+func readers(services bool) map[string]reader {
+	all := map[string]reader{
+		"v1/Node": read(convertNode, ""),
+		"v1/Pod":  read(convertPod, metav1.NamespaceDefault),
+	}
+	if services {
+		all["v1/Service"] = read(convertService, metav1.NamespaceDefault)
+		all["discovery.k8s.io/v1/EndpointSlice"] = read(convertSlice, metav1.NamespaceDefault)
+	}
+	return all
 }
 
-// reader decodes as the API server does: unknown fields are ignored, names of fields are case-sensitive.
-func reader[O any, T any, P interface {
+// read decodes as the API server does: unknown fields are ignored, names of fields are case-sensitive. An object without
+// namespace gets the given one.
+func read[O any, T any, P interface {
 	*O
 	metav1.Object
-}](convert func(P) (*T, []fieldError)) func([]byte) (metav1.Object, any, []fieldError, error) {
+}](convert func(P) (*T, []fieldError), namespace string) reader {
 	return func(raw []byte) (metav1.Object, any, []fieldError, error) {
 		o := P(new(O))
 		if err := kjson.UnmarshalCaseSensitivePreserveInts(raw, o); err != nil {
 			return nil, nil, nil, err
 		}
-		if pod, ok := any(o).(*corev1.Pod); ok && pod.Namespace == "" {
-			pod.Namespace = metav1.NamespaceDefault
+		if o.GetNamespace() == "" {
+			o.SetNamespace(namespace)
 		}
 		value, bad := convert(o)
+		if value == nil {
+			return o, nil, bad, nil
+		}
 		return o, value, bad, nil
 	}
 }
 
 // parseFile returns the objects in a file, or the first thing that is wrong with it, with its line.
-func parseFile(path string, text []byte) ([]object, error) {
+func parseFile(path string, text []byte, readers map[string]reader) ([]object, error) {
 	var out []object
 	for _, d := range split(path, text) {
+		d.readers = readers
 		raw, err := yaml.YAMLToJSONStrict(d.text)
 		if err != nil {
 			return nil, d.syntaxError(err)
@@ -76,9 +94,9 @@ func parseFile(path string, text []byte) ([]object, error) {
 }
 
 // split cuts a file at the lines "---" and "...". What follows on such a line belongs to the next document.
-func split(path string, text []byte) []document {
+func split(path string, text []byte) []*document {
 	text = bytes.TrimPrefix(text, []byte("\xef\xbb\xbf"))
-	out := []document{{path: path, line: 1}}
+	out := []*document{{path: path, line: 1}}
 	line := 0
 	for len(text) > 0 {
 		line++
@@ -90,10 +108,10 @@ func split(path string, text []byte) []document {
 		text = text[end:]
 		mark := len(current) >= 3 && (string(current[:3]) == "---" || string(current[:3]) == "...")
 		if mark && strings.ContainsAny(string(append(current[3:len(current):len(current)], '\n')[:1]), " \t\r\n") {
-			out = append(out, document{path: path, line: line})
+			out = append(out, &document{path: path, line: line})
 			current = append([]byte("   "), current[3:]...) // spaces keep the columns
 		}
-		last := &out[len(out)-1]
+		last := out[len(out)-1]
 		last.text = append(last.text, current...)
 	}
 	return out
@@ -107,7 +125,7 @@ type head struct {
 }
 
 // parse returns the objects in one JSON value, which is at a place in the document.
-func (d document) parse(raw []byte, at []any) ([]object, error) {
+func (d *document) parse(raw []byte, at []any) ([]object, error) {
 	var h head
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(raw, &h); err != nil {
 		return nil, d.fieldError(at, "", decodeError(err))
@@ -121,7 +139,7 @@ func (d document) parse(raw []byte, at []any) ([]object, error) {
 	if strings.HasSuffix(h.Kind, "List") && h.Items != nil {
 		return d.parseList(h, at)
 	}
-	read, ok := readers[h.APIVersion+"/"+h.Kind]
+	read, ok := d.readers[h.APIVersion+"/"+h.Kind]
 	if !ok {
 		return nil, nil
 	}
@@ -136,11 +154,14 @@ func (d document) parse(raw []byte, at []any) ([]object, error) {
 	if len(bad) > 0 {
 		return nil, d.fieldError(at, name, bad[0])
 	}
+	if value == nil {
+		return nil, nil
+	}
 	return []object{{title: name, at: fmt.Sprintf("%s:%d", d.path, d.lineOf(at)), value: value}}, nil
 }
 
 // parseList returns the objects of a list. In a list of one kind, the items need not name it.
-func (d document) parseList(h head, at []any) ([]object, error) {
+func (d *document) parseList(h head, at []any) ([]object, error) {
 	var out []object
 	for i, item := range h.Items {
 		place := append(at[:len(at):len(at)], "items", i)
@@ -173,7 +194,11 @@ func checkNames(m metav1.Object) *fieldError {
 	if m.GetName() == "" {
 		return &fieldError{"metadata.name", errors.New("missing")}
 	}
-	if wrong := validation.IsDNS1123Subdomain(m.GetName()); len(wrong) > 0 {
+	check := validation.IsDNS1123Subdomain
+	if _, ok := m.(*corev1.Service); ok { // it becomes one label of a name of the DNS
+		check = validation.IsDNS1123Label
+	}
+	if wrong := check(m.GetName()); len(wrong) > 0 {
 		return &fieldError{"metadata.name", errors.New(wrong[0])}
 	}
 	if m.GetNamespace() == "" {
@@ -186,7 +211,7 @@ func checkNames(m metav1.Object) *fieldError {
 }
 
 // guessTitle names an object that cannot be decoded.
-func (d document) guessTitle(kind string, raw []byte) string {
+func (d *document) guessTitle(kind string, raw []byte) string {
 	var o struct {
 		Metadata struct {
 			Namespace any `json:"namespace"`
@@ -233,7 +258,7 @@ func goType(t string) string {
 }
 
 // fieldError says where in which file what is wrong with which object.
-func (d document) fieldError(at []any, name string, e fieldError) error {
+func (d *document) fieldError(at []any, name string, e fieldError) error {
 	line := d.lineOf(append(at[:len(at):len(at)], steps(e.field)...))
 	parts := []string{fmt.Sprintf("%s:%d", d.path, line)}
 	for _, part := range []string{name, e.field} {
@@ -247,7 +272,7 @@ func (d document) fieldError(at []any, name string, e fieldError) error {
 var lineInError = regexp.MustCompile(`(?s)line (\d+): (.*)`)
 
 // syntaxError turns an error of the YAML parser, which counts lines from the start of the document, into one of the file.
-func (d document) syntaxError(err error) error {
+func (d *document) syntaxError(err error) error {
 	found := lineInError.FindStringSubmatch(err.Error())
 	if found == nil {
 		return fmt.Errorf("%s:%d: not valid YAML: %s", d.path, d.line, strings.TrimPrefix(err.Error(), "error converting YAML to JSON: "))
@@ -257,9 +282,12 @@ func (d document) syntaxError(err error) error {
 	return fmt.Errorf("%s:%d: not valid YAML: %s", d.path, d.line+line-1, text)
 }
 
-// steps splits the name of a field, such as spec.podCIDRs[0], into keys and indexes.
+var stepInField = regexp.MustCompile(`\[[^]]*]|[^.[]+`)
+
+// steps splits the name of a field, such as spec.podCIDRs[0] or metadata.annotations[weft.network/x], into keys and indexes.
 func steps(field string) (out []any) {
-	for _, part := range strings.FieldsFunc(field, func(r rune) bool { return r == '.' || r == '[' || r == ']' }) {
+	for _, part := range stepInField.FindAllString(field, -1) {
+		part = strings.Trim(part, "[]")
 		if i, err := strconv.Atoi(part); err == nil {
 			out = append(out, i)
 			continue
@@ -270,12 +298,17 @@ func steps(field string) (out []any) {
 }
 
 // lineOf returns the line in the file of what the path leads to, as far as it can be followed.
-func (d document) lineOf(path []any) int {
-	var root yamlnode.Node
-	if err := yamlnode.Unmarshal(d.text, &root); err != nil || len(root.Content) == 0 {
+func (d *document) lineOf(path []any) int {
+	if d.tree == nil {
+		d.tree = &yamlnode.Node{}
+		if err := yamlnode.Unmarshal(d.text, d.tree); err != nil {
+			d.tree = &yamlnode.Node{}
+		}
+	}
+	if len(d.tree.Content) == 0 {
 		return d.line
 	}
-	node := root.Content[0]
+	node := d.tree.Content[0]
 	for _, step := range path {
 		next := child(node, step)
 		if next == nil {

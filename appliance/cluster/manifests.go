@@ -33,6 +33,8 @@ type ManifestsOptions struct {
 	Dir string
 	// NodeName is the node whose Pods are published, as an API server would select them; empty publishes all Pods.
 	NodeName string
+	// Services says whether Services and EndpointSlices are read too; without it, a Snapshot has none.
+	Services bool
 	// OnProblem is told of each file that cannot be used, once; may be nil.
 	OnProblem func(string)
 }
@@ -42,6 +44,7 @@ type Manifests struct {
 	options ManifestsOptions
 	objects *objects
 	status  *status
+	readers map[string]reader
 	files   map[string]parsed // by path
 	said    map[string]bool   // problems of the last attempt
 	seed    maphash.Seed
@@ -66,6 +69,7 @@ func NewManifests(o ManifestsOptions) (*Manifests, error) {
 		options: o,
 		objects: newObjects(nil),
 		status:  newStatus(KindManifests, o.Dir, KindManifests),
+		readers: readers(o.Services),
 		files:   map[string]parsed{},
 		said:    map[string]bool{},
 		seed:    maphash.MakeSeed(),
@@ -167,10 +171,9 @@ func (m *Manifests) walk(visit func(path string, dir bool) error) error {
 // load reads all files and publishes what they hold, if all of them are good and something has changed.
 func (m *Manifests) load(publish func(*model.Snapshot)) {
 	problems := m.read()
-	var nodes map[string]*model.Node
-	var pods map[model.PodKey]*model.Pod
+	var all *model.Snapshot
 	if len(problems) == 0 {
-		nodes, pods, problems = m.merge()
+		all, problems = m.merge()
 	}
 	said := map[string]bool{}
 	for _, p := range problems {
@@ -190,7 +193,7 @@ func (m *Manifests) load(publish func(*model.Snapshot)) {
 	}
 	m.status.listed(KindManifests)
 	m.status.works(KindManifests)
-	m.apply(nodes, pods)
+	m.apply(all)
 	if s := m.objects.snapshot(); s != nil {
 		publish(s)
 	}
@@ -215,7 +218,7 @@ func (m *Manifests) read() (problems []error) {
 		file, ok := m.files[path]
 		if !ok || file.sum != sum {
 			file.sum = sum
-			file.objects, file.err = parseFile(path, text)
+			file.objects, file.err = parseFile(path, text, m.readers)
 		}
 		if file.err != nil {
 			problems = append(problems, file.err)
@@ -231,8 +234,11 @@ func (m *Manifests) read() (problems []error) {
 }
 
 // merge puts the objects of all files together.
-func (m *Manifests) merge() (map[string]*model.Node, map[model.PodKey]*model.Pod, []error) {
-	nodes, pods := map[string]*model.Node{}, map[model.PodKey]*model.Pod{}
+func (m *Manifests) merge() (*model.Snapshot, []error) {
+	all := &model.Snapshot{
+		Nodes: map[string]*model.Node{}, Pods: map[model.PodKey]*model.Pod{},
+		Services: map[model.ServiceKey]*model.Service{}, Slices: map[model.SliceKey]*model.EndpointSlice{},
+	}
 	first := map[string]string{}
 	var problems []error
 	for _, path := range slices.Sorted(maps.Keys(m.files)) {
@@ -244,24 +250,30 @@ func (m *Manifests) merge() (map[string]*model.Node, map[model.PodKey]*model.Pod
 			first[o.title] = o.at
 			switch value := o.value.(type) {
 			case *model.Node:
-				nodes[value.Name] = value
+				all.Nodes[value.Name] = value
 			case *model.Pod:
 				if m.options.NodeName == "" || value.Node == m.options.NodeName {
-					pods[value.Key()] = value
+					all.Pods[value.Key()] = value
 				}
+			case *model.Service:
+				all.Services[value.Key()] = value
+			case *model.EndpointSlice:
+				all.Slices[value.Key()] = value
 			}
 		}
 	}
-	return nodes, pods, problems
+	return all, problems
 }
 
 // apply takes the objects over.
-func (m *Manifests) apply(nodes map[string]*model.Node, pods map[model.PodKey]*model.Pod) {
+func (m *Manifests) apply(all *model.Snapshot) {
 	m.objects.mu.Lock()
 	defer m.objects.mu.Unlock()
-	for _, changed := range []bool{m.objects.nodes.replace(nodes), m.objects.pods.replace(pods)} {
-		if changed {
-			m.objects.touch()
-		}
+	changed := []bool{
+		m.objects.nodes.replace(all.Nodes), m.objects.pods.replace(all.Pods),
+		m.objects.services.replace(all.Services), m.objects.slices.replace(all.Slices),
+	}
+	if slices.Contains(changed, true) {
+		m.objects.touch()
 	}
 }

@@ -128,7 +128,7 @@ func TestParseFile(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			objects, err := parseFile("f.yaml", []byte(test.text))
+			objects, err := parseFile("f.yaml", []byte(test.text), readers(true))
 			var got []string
 			for _, o := range objects {
 				got = append(got, o.at+" "+o.title)
@@ -149,7 +149,7 @@ func FuzzParseFile(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		objects, err := parseFile("f.yaml", text)
+		objects, err := parseFile("f.yaml", text, readers(true))
 		if err != nil {
 			var line int
 			if n, _ := fmt.Sscanf(err.Error(), "f.yaml:%d: ", &line); n != 1 || line < 1 || line > strings.Count(string(text), "\n")+2 {
@@ -246,7 +246,7 @@ func (w *watcher) untilNodes(names ...string) *model.Snapshot {
 func manifests(t *testing.T, dir string) *watcher {
 	t.Helper()
 	w := &watcher{t: t}
-	m, err := NewManifests(ManifestsOptions{Dir: dir, NodeName: "a", OnProblem: w.problem})
+	m, err := NewManifests(ManifestsOptions{Dir: dir, NodeName: "a", Services: true, OnProblem: w.problem})
 	if err != nil {
 		t.Fatal(err)
 	}

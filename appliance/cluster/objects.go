@@ -19,6 +19,8 @@ type objects struct {
 	mu       sync.Mutex
 	nodes    collection[string, model.Node]
 	pods     collection[model.PodKey, model.Pod]
+	services collection[model.ServiceKey, model.Service]
+	slices   collection[model.SliceKey, model.EndpointSlice]
 	problems map[string][]string // by kind and name of the object
 	revision uint64
 
@@ -34,6 +36,8 @@ func newObjects(report func(string)) *objects {
 	return &objects{
 		nodes:    collection[string, model.Node]{items: map[string]*model.Node{}},
 		pods:     collection[model.PodKey, model.Pod]{items: map[model.PodKey]*model.Pod{}},
+		services: collection[model.ServiceKey, model.Service]{items: map[model.ServiceKey]*model.Service{}},
+		slices:   collection[model.SliceKey, model.EndpointSlice]{items: map[model.SliceKey]*model.EndpointSlice{}},
 		problems: map[string][]string{},
 		changed:  make(chan struct{}, 1),
 		report:   report,
@@ -63,7 +67,9 @@ func (o *objects) snapshot() *model.Snapshot {
 	}
 	o.dirty = false
 	o.revision++
-	return &model.Snapshot{Revision: o.revision, Nodes: o.nodes.share(), Pods: o.pods.share()}
+	return &model.Snapshot{
+		Revision: o.revision, Nodes: o.nodes.share(), Pods: o.pods.share(), Services: o.services.share(), Slices: o.slices.share(),
+	}
 }
 
 // setProblems replaces the problems of one object and reports those that are new.
@@ -135,8 +141,12 @@ func (c *collection[K, T]) own() {
 	}
 }
 
-// put adds or replaces one object and reports whether that changed anything.
+// put adds or replaces one object and reports whether that changed anything. A nil object, one that weft has no use for, is
+// the same as none.
 func (c *collection[K, T]) put(key K, value *T) bool {
+	if value == nil {
+		return c.remove(key)
+	}
 	if old, ok := c.items[key]; ok && reflect.DeepEqual(old, value) {
 		return false
 	}

@@ -42,10 +42,19 @@ func TestParsePort(t *testing.T) {
 	}
 }
 
-func TestOptions(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: Up refuses everybody else first")
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
 	}
+	if os.Getenv("WEFT_TEST_MUST_RUN") == "1" {
+		t.Fatal("needs root, and WEFT_TEST_MUST_RUN=1 forbids skipping")
+	}
+	t.Skip("needs root")
+}
+
+func TestOptions(t *testing.T) {
+	needRoot(t)
 	for _, tc := range []struct {
 		o    Options
 		says string
@@ -66,9 +75,7 @@ func TestOptions(t *testing.T) {
 
 // TestUpUndoes: a lab that cannot be built leaves nothing.
 func TestUpUndoes(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	needRoot(t)
 	dir := filepath.Join(t.TempDir(), "lab")
 	for _, binary := range []string{"/bin/false", "/does/not/exist"} {
 		if _, err := Up(t.Context(), Options{Dir: dir, WeftBin: binary}); err == nil {

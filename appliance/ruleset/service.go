@@ -1,10 +1,12 @@
 package ruleset
 
 import (
+	"hash/fnv"
 	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
+	"strconv"
 
 	"weft.network/weft/appliance/compile/service"
 	"weft.network/weft/appliance/model"
@@ -31,29 +33,37 @@ type ServicesInput struct {
 // value is ready. It is not for several goroutines at once.
 type Services struct {
 	frontends map[model.ServiceKey]*service.Frontends
-	services  map[model.ServiceKey]*serviceParts
-	sets      [len(families) * setKinds]*Set
-	pickers   map[picker]*pickerUse
+	shards    map[string]*shard
+	sets      [serviceSets]*Set
+	chains    map[picker]*Chain
 	skeleton  skeleton
 }
 
-// serviceParts is what one Service adds to the table.
-type serviceParts struct {
-	owner   string // in the Blocks
-	blocks  []ownBlock
-	pickers []picker
+// serviceSets is the number of sets of both families.
+const serviceSets = len(families) * setKinds
+
+// shard is a group of Services that share their blocks. With a block for each of ten thousand Services, copying the list of
+// blocks and comparing it would be most of the work of a change.
+type shard struct {
+	frontends map[model.ServiceKey]*service.Frontends
+	blocks    [serviceSets]*Block
+	pickers   []picker
 }
 
-// ownBlock is one Service's share of a set.
-type ownBlock struct {
-	set   int
-	block *Block
-}
+// shardCount is how many groups there are; each large Service has one of its own besides.
+const shardCount = 256
 
-// pickerUse is a chain that picks an endpoint, and how often Services name it.
-type pickerUse struct {
-	chain *Chain
-	uses  int
+// shardOf returns the name of the group of a Service.
+func shardOf(f *service.Frontends) string {
+	for i := range f.Ports {
+		if p := &f.Ports[i]; p.Sticky || len(p.Cluster)+len(p.Local) > 100 {
+			return f.Service.String()
+		}
+	}
+	h := fnv.New32a()
+	h.Write([]byte(f.Service.Namespace))
+	h.Write([]byte(f.Service.Name))
+	return strconv.Itoa(int(h.Sum32() % shardCount))
 }
 
 // Table returns the table for Services; an empty one, which the backend removes, if there are none.
@@ -67,7 +77,7 @@ type pickerUse struct {
 func (s *Services) Table(in ServicesInput) Table {
 	t := Table{Family: INet, Name: ServiceTable, Comment: "written by weft; changes made by hand are undone"}
 	s.update(in.Frontends)
-	if len(s.services) == 0 {
+	if len(s.shards) == 0 {
 		return t
 	}
 	if next := (skeletonInput{s.present(), in.PodRanges, in.NodePortAddresses}); !reflect.DeepEqual(next, s.skeleton.in) {
@@ -84,127 +94,126 @@ func (s *Services) Table(in ServicesInput) Table {
 }
 
 // present returns which sets have elements.
-func (s *Services) present() (out [len(families) * setKinds]bool) {
+func (s *Services) present() (out [serviceSets]bool) {
 	for i, set := range s.sets {
 		out[i] = set != nil
 	}
 	return out
 }
 
+// pickChains returns the pickers that some Service names, and forgets the others.
 func (s *Services) pickChains() []*Chain {
-	used := slices.SortedFunc(maps.Keys(s.pickers), picker.compare)
+	used := map[picker]*Chain{}
+	for _, sh := range s.shards {
+		for _, p := range sh.pickers {
+			if used[p] != nil {
+				continue
+			}
+			if used[p] = s.chains[p]; used[p] == nil {
+				used[p] = p.chain()
+			}
+		}
+	}
+	s.chains = used
 	out := make([]*Chain, 0, len(used)+12)
-	for _, p := range used {
-		out = append(out, s.pickers[p].chain)
+	for _, p := range slices.SortedFunc(maps.Keys(used), picker.compare) {
+		out = append(out, used[p])
 	}
 	return out
 }
 
 // update takes over the Services that changed.
 func (s *Services) update(now map[model.ServiceKey]*service.Frontends) {
-	if s.services == nil {
-		s.services, s.pickers = make(map[model.ServiceKey]*serviceParts, len(now)), map[picker]*pickerUse{}
-	}
 	if reflect.ValueOf(now).Pointer() == reflect.ValueOf(s.frontends).Pointer() {
 		return
 	}
-	var edits [len(families) * setKinds]map[string]*Block
-	for k, f := range now {
-		if s.frontends[k] != f {
-			s.replace(k, f, &edits)
-		}
+	if s.shards == nil {
+		s.shards = map[string]*shard{}
 	}
-	if len(s.services) > len(now) { // some are gone
-		for k := range s.services {
+	dirty := map[string]bool{}
+	kept := 0
+	for k, f := range now {
+		old := s.frontends[k]
+		if old != nil {
+			kept++
+		}
+		if old == f {
+			continue
+		}
+		if old != nil { // a Service that grew has another shard
+			s.take(old, dirty)
+		}
+		s.put(f, dirty)
+	}
+	if kept < len(s.frontends) { // some are gone
+		for k, old := range s.frontends {
 			if now[k] == nil {
-				s.replace(k, nil, &edits)
+				s.take(old, dirty)
 			}
 		}
 	}
 	s.frontends = now
+	s.rebuild(dirty)
+}
+
+func (s *Services) put(f *service.Frontends, dirty map[string]bool) {
+	name := shardOf(f)
+	if s.shards[name] == nil {
+		s.shards[name] = &shard{frontends: map[model.ServiceKey]*service.Frontends{}}
+	}
+	s.shards[name].frontends[f.Service] = f
+	dirty[name] = true
+}
+
+func (s *Services) take(f *service.Frontends, dirty map[string]bool) {
+	name := shardOf(f)
+	delete(s.shards[name].frontends, f.Service)
+	dirty[name] = true
+}
+
+// rebuild makes the blocks of the shards anew and puts those that differ into new sets.
+func (s *Services) rebuild(dirty map[string]bool) {
+	var edits [serviceSets]map[string]*Block
+	for name := range dirty {
+		old := s.shards[name]
+		sh := newShard(old.frontends)
+		if s.shards[name] = sh; len(sh.frontends) == 0 {
+			delete(s.shards, name)
+		}
+		for i, was := range old.blocks {
+			switch is := sh.blocks[i]; {
+			case was != nil && is != nil && slices.Equal(was.Elements, is.Elements):
+				sh.blocks[i] = was
+			case was != is:
+				if edits[i] == nil {
+					edits[i] = map[string]*Block{}
+				}
+				edits[i][name] = is
+			}
+		}
+	}
 	for i, edit := range edits {
 		if edit != nil {
 			s.sets[i] = edited(s.sets[i], i, edit)
 		}
 	}
-	for p, use := range s.pickers {
-		if use.uses == 0 {
-			delete(s.pickers, p)
-		}
-	}
-}
-
-// replace notes how one Service changes the sets; f is nil if it is gone.
-func (s *Services) replace(k model.ServiceKey, f *service.Frontends, edits *[len(families) * setKinds]map[string]*Block) {
-	old := s.services[k]
-	if old == nil {
-		old = &serviceParts{owner: k.String()}
-	}
-	parts := &serviceParts{owner: old.owner}
-	if f != nil {
-		parts = serviceElements(old.owner, f)
-		s.services[k] = parts
-	} else {
-		delete(s.services, k)
-	}
-	edit := func(set int, b *Block) {
-		if edits[set] == nil {
-			edits[set] = map[string]*Block{}
-		}
-		edits[set][old.owner] = b
-	}
-	for i := range parts.blocks {
-		b := &parts.blocks[i]
-		if was := old.block(b.set); was != nil && slices.Equal(was.Elements, b.block.Elements) {
-			b.block = was
-		} else {
-			edit(b.set, b.block)
-		}
-	}
-	for _, b := range old.blocks {
-		if parts.block(b.set) == nil {
-			edit(b.set, nil)
-		}
-	}
-	for _, p := range parts.pickers {
-		if s.pickers[p] == nil {
-			s.pickers[p] = &pickerUse{chain: p.chainOf()}
-		}
-		s.pickers[p].uses++
-	}
-	for _, p := range old.pickers {
-		s.pickers[p].uses--
-	}
-}
-
-func (p *serviceParts) block(set int) *Block {
-	for _, b := range p.blocks {
-		if b.set == set {
-			return b.block
-		}
-	}
-	return nil
 }
 
 // edited returns a set with other blocks; nil if none is left.
 func edited(old *Set, id int, edit map[string]*Block) *Set {
-	var blocks map[string]*Block
-	if old != nil {
-		blocks = maps.Clone(old.Blocks)
-	} else {
-		blocks = make(map[string]*Block, len(edit))
+	out := serviceSet(id)
+	if out.Blocks = map[string]*Block{}; old != nil {
+		out.Blocks = maps.Clone(old.Blocks)
 	}
-	for owner, b := range edit {
+	for name, b := range edit {
 		if b == nil {
-			delete(blocks, owner)
+			delete(out.Blocks, name)
 		} else {
-			blocks[owner] = b
+			out.Blocks[name] = b
 		}
 	}
-	if len(blocks) == 0 {
+	if len(out.Blocks) == 0 {
 		return nil
 	}
-	out := serviceSet(id)
-	out.Blocks = blocks
 	return out
 }

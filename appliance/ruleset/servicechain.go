@@ -9,8 +9,8 @@ import (
 // affinitySeed makes all nodes send a client to the same endpoint. Any number but 0 would do.
 const affinitySeed = 0x77656674
 
-// chainOf makes the chain.
-func (p picker) chainOf() *Chain {
+// chain makes the chain.
+func (p picker) chain() *Chain {
 	f, i := families[0], 0
 	if p.ipv6 {
 		f, i = families[1], 1
@@ -40,7 +40,7 @@ func (p picker) chainOf() *Chain {
 
 // skeletonInput is what the chains besides pickers depend on.
 type skeletonInput struct {
-	present           [len(families) * setKinds]bool
+	present           [serviceSets]bool
 	podRanges         []netip.Prefix
 	nodePortAddresses []netip.Prefix
 }

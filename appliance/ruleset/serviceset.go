@@ -1,12 +1,15 @@
 package ruleset
 
 import (
+	"cmp"
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
 
 	"weft.network/weft/appliance/compile/service"
+	"weft.network/weft/appliance/model"
 )
 
 // The sets and maps of each family.
@@ -74,49 +77,53 @@ func serviceSet(id int) *Set {
 	return s
 }
 
-// elementList collects the elements of one Service.
+// elementList collects the elements of one port.
 type elementList struct {
-	parts *serviceParts
+	shard *shard
 	port  *service.Port
 	fam   int
 	note  string
 }
 
-// serviceElements returns what a Service adds to the table.
-func serviceElements(owner string, f *service.Frontends) *serviceParts {
-	parts := &serviceParts{owner: owner}
-	for i := range f.Ports {
-		p := &f.Ports[i]
-		l := elementList{parts: parts, port: p, note: owner}
-		if p.IPv6 {
-			l.fam = 1
-		}
-		if p.Name != "" {
-			l.note += ":" + p.Name
-		}
-		for j := range p.Frontends {
-			l.frontend(&p.Frontends[j])
-		}
-		for _, a := range p.Hairpin {
-			l.add(setHairpin, Element{Key: Tuple(Addr(a), Addr(a))})
+// newShard makes the elements of some Services.
+func newShard(frontends map[model.ServiceKey]*service.Frontends) *shard {
+	s := &shard{frontends: frontends}
+	for _, k := range slices.SortedFunc(maps.Keys(frontends), compareKeys) {
+		f, owner := frontends[k], k.String()
+		for i := range f.Ports {
+			p := &f.Ports[i]
+			l := elementList{shard: s, port: p, note: owner}
+			if p.IPv6 {
+				l.fam = 1
+			}
+			if p.Name != "" {
+				l.note += ":" + p.Name
+			}
+			for j := range p.Frontends {
+				l.frontend(&p.Frontends[j])
+			}
+			for _, a := range p.Hairpin {
+				l.add(setHairpin, Element{Key: Tuple(Addr(a), Addr(a))})
+			}
 		}
 	}
-	return parts
+	return s
+}
+
+func compareKeys(a, b model.ServiceKey) int {
+	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }
 
 // add appends elements to a set's block.
 func (l *elementList) add(kind int, elements ...Element) {
-	id := setID(l.fam, kind)
-	b := l.parts.block(id)
-	if b == nil {
-		b = &Block{}
-		l.parts.blocks = append(l.parts.blocks, ownBlock{id, b})
+	if len(elements) == 0 {
+		return
 	}
-	if b.Elements == nil {
-		b.Elements = elements
-	} else {
-		b.Elements = append(b.Elements, elements...)
+	b := &l.shard.blocks[setID(l.fam, kind)]
+	if *b == nil {
+		*b = &Block{}
 	}
+	(*b).Elements = append((*b).Elements, elements...)
 }
 
 func (l *elementList) frontend(f *service.Frontend) {
@@ -172,8 +179,8 @@ func (l *elementList) verdict(t service.Target, node bool) Verdict {
 	if p.sticky = l.port.Sticky && p.n > 1; p.sticky {
 		p.n = tableSize(p.n)
 	}
-	if !slices.Contains(l.parts.pickers, p) {
-		l.parts.pickers = append(l.parts.pickers, p)
+	if !slices.Contains(l.shard.pickers, p) {
+		l.shard.pickers = append(l.shard.pickers, p)
 	}
 	return Goto(p.name())
 }

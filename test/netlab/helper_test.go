@@ -300,6 +300,7 @@ func (s *story) leases(node string) []*model.Lease {
 type status struct {
 	Source struct {
 		Connected, Stored bool
+		Error             string
 	} `json:"source"`
 	Fabric struct {
 		MTU     int
