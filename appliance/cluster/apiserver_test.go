@@ -55,10 +55,18 @@ func newAPIServer() *apiServer {
 }
 
 const (
-	pathNodes  = "/api/v1/nodes"
-	pathPods   = "/api/v1/pods"
-	pathSlices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+	pathNodes     = "/api/v1/nodes"
+	pathPods      = "/api/v1/pods"
+	pathServices  = "/api/v1/services"
+	pathAllSlices = "/apis/discovery.k8s.io/v1/endpointslices"
+	pathSlices    = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices" // of the API server
 )
+
+// heads are the apiVersion and kind of what is at a path.
+var heads = map[string][2]string{
+	pathNodes: {"v1", "Node"}, pathPods: {"v1", "Pod"}, pathServices: {"v1", "Service"},
+	pathAllSlices: {"discovery.k8s.io/v1", "EndpointSlice"}, pathSlices: {"discovery.k8s.io/v1", "EndpointSlice"},
+}
 
 // put adds or replaces an object; a nil object removes it.
 func (a *apiServer) put(path, name string, object runtime.Object) {
@@ -130,11 +138,9 @@ func (a *apiServer) list(w http.ResponseWriter, r *http.Request) {
 	for _, name := range slices.Sorted(maps.Keys(a.objects[r.URL.Path])) {
 		items = append(items, a.objects[r.URL.Path][name])
 	}
-	head := map[string][2]string{
-		pathNodes: {"v1", "NodeList"}, pathPods: {"v1", "PodList"}, pathSlices: {"discovery.k8s.io/v1", "EndpointSliceList"},
-	}[r.URL.Path]
+	head := heads[r.URL.Path]
 	_ = json.NewEncoder(w).Encode(map[string]any{
-		"apiVersion": head[0], "kind": head[1], "items": items, "metadata": map[string]any{"resourceVersion": strconv.Itoa(a.version)},
+		"apiVersion": head[0], "kind": head[1] + "List", "items": items, "metadata": map[string]any{"resourceVersion": strconv.Itoa(a.version)},
 	})
 }
 
@@ -179,9 +185,7 @@ func (a *apiServer) initial(w http.ResponseWriter, path string) int {
 	for _, name := range slices.Sorted(maps.Keys(a.objects[path])) {
 		event("ADDED", a.objects[path][name])
 	}
-	head := map[string][2]string{
-		pathNodes: {"v1", "Node"}, pathPods: {"v1", "Pod"}, pathSlices: {"discovery.k8s.io/v1", "EndpointSlice"},
-	}[path]
+	head := heads[path]
 	event("BOOKMARK", map[string]any{"apiVersion": head[0], "kind": head[1], "metadata": map[string]any{
 		"resourceVersion": strconv.Itoa(a.version), "annotations": map[string]string{metav1.InitialEventsAnnotationKey: "true"},
 	}})

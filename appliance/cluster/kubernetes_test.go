@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 func kubeSource(t *testing.T, o KubernetesOptions) *watcher {
 	t.Helper()
 	w := &watcher{t: t}
-	o.NodeName, o.Version, o.OnProblem = "a", "test", w.problem
+	o.NodeName, o.Version, o.OnProblem, o.Services = "a", "test", w.problem, true
 	k, err := NewKubernetes(o)
 	if err != nil {
 		t.Fatal(err)

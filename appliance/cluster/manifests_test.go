@@ -30,6 +30,33 @@ status:
     address: 192.0.2.1
 `
 
+const serviceWeb = `apiVersion: v1
+kind: Service
+metadata:
+  name: web
+  annotations:
+    service.beta.kubernetes.io/load-balancer-source-ranges: 192.0.2.0/24
+spec:
+  type: LoadBalancer
+  clusterIPs: [10.96.0.10]
+  ports:
+  - port: 80
+    nodePort: 30080
+`
+
+const sliceWeb = `apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: web-1
+  labels:
+    kubernetes.io/service-name: web
+addressType: IPv4
+endpoints:
+- addresses:
+  - 10.1.0.2
+ports: [{port: 8080}]
+`
+
 const podWeb = `apiVersion: v1
 kind: Pod
 metadata:
@@ -112,6 +139,30 @@ func TestParseFile(t *testing.T) {
 			"port in a container", podWeb + "  containers:\n  - name: a\n    ports:\n    - containerPort: http\n", nil,
 			`f.yaml:10: Pod "web": spec.containers.ports.containerPort: got a string, want a number`,
 		},
+		{
+			"Service and slice", serviceWeb + "---\n" + sliceWeb,
+			[]string{`f.yaml:1 Service "default/web"`, `f.yaml:14 EndpointSlice "default/web-1"`},
+			"",
+		},
+		{"slices that are no use", strings.Replace(sliceWeb, "kubernetes.io/service-name", "x", 1) + "---\n" + strings.Replace(sliceWeb, "IPv4", "FQDN", 1), nil, ""},
+		{
+			"a Service is a label", strings.Replace(serviceWeb, "name: web", "name: web.x", 1), nil,
+			`f.yaml:4: Service "default/web.x": metadata.name: must not contain dots`,
+		},
+		{
+			"bad port", strings.Replace(serviceWeb, "port: 80", "port: 80000", 1), nil,
+			`f.yaml:11: Service "default/web": spec.ports[0].port: 80000 is not a port; give one from 1 to 65535`,
+		},
+		{
+			"bad annotation", strings.Replace(serviceWeb, "192.0.2.0/24", "192.0.2.0", 1), nil,
+			`f.yaml:6: Service "default/web": metadata.annotations[service.beta.kubernetes.io/load-balancer-source-ranges]: "192.0.2.0" is not a range`,
+		},
+		{
+			"bad endpoint", strings.Replace(sliceWeb, "10.1.0.2", "127.0.0.1", 1), nil,
+			`f.yaml:10: EndpointSlice "default/web-1": endpoints[0].addresses[0]: 127.0.0.1 is a loopback`,
+		},
+		{"no family", strings.Replace(sliceWeb, "addressType: IPv4", "", 1), nil, `f.yaml:1: EndpointSlice "default/web-1": addressType: "" is not IPv4 or IPv6`},
+
 		{"no name", "apiVersion: v1\nkind: Node\nmetadata:\n  labels: {}\n", nil, `f.yaml:4: Node "": metadata.name: missing`},
 		{"impossible name", "apiVersion: v1\nkind: Node\nmetadata:\n  name: ../a\n", nil, `f.yaml:4: Node "../a": metadata.name: a lowercase RFC 1123 subdomain`},
 		{"impossible namespace", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  namespace: A\n", nil, `f.yaml:5: Pod "A/a": metadata.namespace: a lowercase RFC 1123 label`},
@@ -145,7 +196,7 @@ func TestParseFile(t *testing.T) {
 }
 
 func FuzzParseFile(f *testing.F) {
-	for _, seed := range []string{nodeA, podWeb, nodeA + "---\n" + podWeb, "apiVersion: v1\nkind: List\nitems:\n- &a {b: *a}\n", "a: &a [*a,*a]", "%YAML 1.1\n---\n"} {
+	for _, seed := range []string{nodeA, podWeb, serviceWeb, sliceWeb, nodeA + "---\n" + podWeb, "apiVersion: v1\nkind: List\nitems:\n- &a {b: *a}\n", "a: &a [*a,*a]", "%YAML 1.1\n---\n"} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {

@@ -26,27 +26,30 @@ const (
 // fieldErrors gathers the fields of one object that cannot be used.
 type fieldErrors []fieldError
 
-// add notes an error; the rest is the name of the field, as for fmt.Sprintf.
-func (e *fieldErrors) add(err error, format string, args ...any) {
-	*e = append(*e, fieldError{fmt.Sprintf(format, args...), err})
+// add notes an error. The indexes take the places of the "[]" in the name of the field, as far as there are any.
+func (e *fieldErrors) add(err error, field string, indexes ...int) {
+	for _, i := range indexes {
+		field = strings.Replace(field, "[]", fmt.Sprintf("[%d]", i), 1)
+	}
+	*e = append(*e, fieldError{field, err})
 }
 
 // address reads an address that others can reach; ok is false after an error.
-func (e *fieldErrors) address(text, format string, args ...any) (addr netip.Addr, ok bool) {
+func (e *fieldErrors) address(text, field string, indexes ...int) (addr netip.Addr, ok bool) {
 	addr, err := parseAddress(text)
 	if err == nil {
 		err = checkUnicast(addr)
 	}
 	if err != nil {
-		e.add(err, format, args...)
+		e.add(err, field, indexes...)
 	}
 	return addr, err == nil
 }
 
 // port reads a port number; ok is false after an error.
-func (e *fieldErrors) port(number int32, format string, args ...any) (port uint16, ok bool) {
+func (e *fieldErrors) port(number int32, field string, indexes ...int) (port uint16, ok bool) {
 	if number < 1 || number > 65535 {
-		e.add(fmt.Errorf("%d is not a port; give one from 1 to 65535", number), format, args...)
+		e.add(fmt.Errorf("%d is not a port; give one from 1 to 65535", number), field, indexes...)
 		return 0, false
 	}
 	return uint16(number), true
@@ -85,7 +88,7 @@ func convertService(s *corev1.Service) (*model.Service, []fieldError) {
 	}
 	out.ClusterIPs, out.Headless = clusterIPs(spec, &bad)
 	for i, text := range spec.ExternalIPs {
-		if addr, ok := bad.address(text, "spec.externalIPs[%d]", i); ok && !slices.Contains(out.ExternalIPs, addr) {
+		if addr, ok := bad.address(text, "spec.externalIPs[]", i); ok && !slices.Contains(out.ExternalIPs, addr) {
 			out.ExternalIPs = append(out.ExternalIPs, addr)
 		}
 	}
@@ -119,9 +122,9 @@ func externalName(name string, bad *fieldErrors) string {
 
 // clusterIPs reads the virtual addresses, at most one per family.
 func clusterIPs(spec *corev1.ServiceSpec, bad *fieldErrors) (out []netip.Addr, headless bool) {
-	list, field := spec.ClusterIPs, "spec.clusterIPs[%d]"
+	list, field := spec.ClusterIPs, "spec.clusterIPs[]"
 	if len(list) == 0 && spec.ClusterIP != "" {
-		list, field = []string{spec.ClusterIP}, "spec.clusterIP%.0d" // without the index
+		list, field = []string{spec.ClusterIP}, "spec.clusterIP"
 	}
 	if len(list) > 0 && list[0] == corev1.ClusterIPNone {
 		return nil, true
@@ -149,24 +152,24 @@ func servicePorts(spec *corev1.ServiceSpec, kind string, bad *fieldErrors) (out 
 		p := &spec.Ports[i]
 		protocol, err := model.ParseProtocol(string(p.Protocol))
 		if err != nil {
-			bad.add(err, "spec.ports[%d].protocol", i)
+			bad.add(err, "spec.ports[].protocol", i)
 			continue
 		}
-		number, ok := bad.port(p.Port, "spec.ports[%d].port", i)
+		number, ok := bad.port(p.Port, "spec.ports[].port", i)
 		if !ok {
 			continue
 		}
 		if slices.ContainsFunc(out, func(o model.ServicePort) bool { return o.Port == number && o.Protocol == protocol }) {
-			bad.add(fmt.Errorf("%s port %d is there already", protocol, number), "spec.ports[%d].port", i)
+			bad.add(fmt.Errorf("%s port %d is there already", protocol, number), "spec.ports[].port", i)
 			continue
 		}
 		if slices.ContainsFunc(out, func(o model.ServicePort) bool { return o.Name == p.Name }) {
-			bad.add(fmt.Errorf("another port is named %q too; give each port of a Service its own name", p.Name), "spec.ports[%d].name", i)
+			bad.add(fmt.Errorf("another port is named %q too; give each port of a Service its own name", p.Name), "spec.ports[].name", i)
 			continue
 		}
 		port := model.ServicePort{Name: p.Name, Protocol: protocol, Port: number}
 		if p.NodePort != 0 && (kind == string(corev1.ServiceTypeNodePort) || kind == string(corev1.ServiceTypeLoadBalancer)) {
-			port.NodePort, _ = bad.port(p.NodePort, "spec.ports[%d].nodePort", i)
+			port.NodePort, _ = bad.port(p.NodePort, "spec.ports[].nodePort", i)
 		}
 		if p.AppProtocol != nil {
 			port.AppProtocol = *p.AppProtocol
@@ -237,13 +240,13 @@ func loadBalancer(s *corev1.Service, out *model.Service, bad *fieldErrors) {
 		if in.IP == "" { // a name; whoever it belongs to delivers
 			continue
 		}
-		addr, ok := bad.address(in.IP, "status.loadBalancer.ingress[%d].ip", i)
+		addr, ok := bad.address(in.IP, "status.loadBalancer.ingress[].ip", i)
 		if !ok {
 			continue
 		}
 		proxy := in.IPMode != nil && *in.IPMode == corev1.LoadBalancerIPModeProxy
 		if in.IPMode != nil && !proxy && *in.IPMode != corev1.LoadBalancerIPModeVIP {
-			bad.add(fmt.Errorf("%q is not VIP or Proxy", *in.IPMode), "status.loadBalancer.ingress[%d].ipMode", i)
+			bad.add(fmt.Errorf("%q is not VIP or Proxy", *in.IPMode), "status.loadBalancer.ingress[].ipMode", i)
 		}
 		out.Ingress = append(out.Ingress, model.ServiceIngress{IP: addr, Proxy: proxy})
 	}
@@ -253,9 +256,9 @@ func loadBalancer(s *corev1.Service, out *model.Service, bad *fieldErrors) {
 // sourceRanges reads who may use the load balancer: the field, or the annotation that was there before it. A range that cannot
 // be read must not let everybody in: its family may be either one, so a family without another range gets one that holds nobody.
 func sourceRanges(s *corev1.Service, bad *fieldErrors) (out []netip.Prefix) {
-	list, field := s.Spec.LoadBalancerSourceRanges, "spec.loadBalancerSourceRanges[%d]"
+	list, field := s.Spec.LoadBalancerSourceRanges, "spec.loadBalancerSourceRanges[]"
 	if text := strings.TrimSpace(s.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey]); len(list) == 0 && text != "" {
-		list, field = strings.Split(text, ","), "metadata.annotations["+corev1.AnnotationLoadBalancerSourceRangesKey+"]%.0d"
+		list, field = strings.Split(text, ","), "metadata.annotations["+corev1.AnnotationLoadBalancerSourceRangesKey+"]"
 	}
 	before := len(*bad)
 	for i, text := range list {

@@ -30,7 +30,7 @@ func convertSlice(s *discoveryv1.EndpointSlice) (*model.EndpointSlice, []fieldEr
 	if text, ok := s.Annotations[corev1.EndpointsLastChangeTriggerTime]; ok {
 		at, err := time.Parse(time.RFC3339Nano, text)
 		if err != nil {
-			bad.add(fmt.Errorf("%q is not a time such as 2026-01-02T15:04:05Z", text), "metadata.annotations[%s]", corev1.EndpointsLastChangeTriggerTime)
+			bad.add(fmt.Errorf("%q is not a time such as 2026-01-02T15:04:05Z", text), "metadata.annotations["+corev1.EndpointsLastChangeTriggerTime+"]")
 		} else {
 			out.Triggered = at.UnixNano()
 		}
@@ -54,12 +54,12 @@ func endpointPorts(list []discoveryv1.EndpointPort, bad *fieldErrors) (out []mod
 		port := model.EndpointPort{Name: value(p.Name, "")}
 		var err error
 		if port.Protocol, err = model.ParseProtocol(string(value(p.Protocol, ""))); err != nil {
-			bad.add(err, "ports[%d].protocol", i)
+			bad.add(err, "ports[].protocol", i)
 			continue
 		}
 		if p.Port != nil {
 			var ok bool
-			if port.Port, ok = bad.port(*p.Port, "ports[%d].port", i); !ok {
+			if port.Port, ok = bad.port(*p.Port, "ports[].port", i); !ok {
 				continue
 			}
 		}
@@ -72,12 +72,12 @@ func endpointPorts(list []discoveryv1.EndpointPort, bad *fieldErrors) (out []mod
 func endpointAddresses(list []string, index int, family discoveryv1.AddressType, bad *fieldErrors) []netip.Addr {
 	out := make([]netip.Addr, 0, len(list))
 	for i, text := range list {
-		addr, ok := bad.address(text, "endpoints[%d].addresses[%d]", index, i)
+		addr, ok := bad.address(text, "endpoints[].addresses[]", index, i)
 		if !ok {
 			continue
 		}
 		if addr.Is4() != (family == discoveryv1.AddressTypeIPv4) {
-			bad.add(fmt.Errorf("%s does not belong into a slice with addressType %s", addr, family), "endpoints[%d].addresses[%d]", index, i)
+			bad.add(fmt.Errorf("%s does not belong into a slice with addressType %s", addr, family), "endpoints[].addresses[]", index, i)
 			continue
 		}
 		out = append(out, addr)

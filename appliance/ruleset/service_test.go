@@ -1,8 +1,11 @@
 package ruleset
 
 import (
+	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -196,6 +199,38 @@ func TestSpread(t *testing.T) {
 	for n, want := range map[int]int{2: 61, 7: 61, 8: 251, 500: 4093, 5000: 16381, 9000: 65521, 70000: 65521} {
 		if got := tableSize(n); got != want {
 			t.Errorf("a table for %d endpoints has %d places, want %d", n, got, want)
+		}
+	}
+}
+
+// TestServicesIncremental changes Services at random, also so that they move between shards, and compares with a table made
+// at once.
+func TestServicesIncremental(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	var s Services
+	in := servicesInput()
+	for round := range 300 {
+		in.Frontends = maps.Clone(in.Frontends)
+		for range 1 + r.IntN(3) {
+			i := r.IntN(40)
+			f := &service.Frontends{Service: key(strconv.Itoa(i)), Ports: []service.Port{{
+				Protocol: model.TCP, Sticky: r.IntN(8) == 0, Frontends: []service.Frontend{front(service.ClusterIP, fmt.Sprintf("10.96.0.%d:80", i), service.Refuse)},
+			}}}
+			p := &f.Ports[0]
+			for j := range []int{0, 1, 3, 150}[r.IntN(4)] {
+				p.Frontends[0].Inside, p.Frontends[0].Outside = service.ToCluster, service.ToCluster
+				p.Cluster = append(p.Cluster, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 42, byte(i), byte(j)}), 8080))
+			}
+			if in.Frontends[f.Service] = f; r.IntN(3) == 0 {
+				delete(in.Frontends, f.Service)
+			}
+		}
+		table, fresh := s.Table(in), new(Services).Table(in)
+		if got, want := table.String(), fresh.String(); got != want {
+			t.Fatalf("round %d: got\n%s\nwant\n%s", round, got, want)
+		}
+		if err := table.Check(); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -45,111 +45,124 @@ func weftNetwork(ctx context.Context, lab *Lab) (*Weftd, *Network, error) {
 	return d, n, err
 }
 
-// lifecycle is what one side does in a round: ADD and DEL of one Pod, measured apart, in milliseconds.
-type lifecycle struct {
+// side does the calls of one network and keeps what they cost, in milliseconds.
+type side struct {
 	lab    *Lab
 	net    *Network
 	daemon *Weftd // nil without one
 
-	pod             *Sandbox
-	adds, dels      []float64
-	gone, processor []float64
+	pods      []*Sandbox // attached
+	gone      []float64  // until the link was gone after a DEL
+	processor []float64  // of each call
 }
 
-func (c *lifecycle) add(ctx context.Context) error {
-	var err error
-	if c.pod, err = c.lab.Sandbox(); err != nil {
-		return err
-	}
-	took, err := c.net.Add(ctx, c.pod)
+// add attaches one more Pod.
+func (s *side) add(ctx context.Context) (float64, error) {
+	pod, err := s.lab.Sandbox()
 	if err != nil {
-		return err
+		return 0, err
 	}
-	c.adds = append(c.adds, ms(took))
+	took, err := s.accounted(ctx, func() (time.Duration, error) { return s.net.Add(ctx, pod) })
+	if err != nil {
+		return 0, err
+	}
+	s.pods = append(s.pods, pod)
 	// Ready means now, not after the first retry.
-	return c.net.Check(c.pod)
+	return ms(took), s.net.Check(pod)
 }
 
-func (c *lifecycle) del(ctx context.Context) error {
-	start := time.Now()
-	took, err := c.net.Del(ctx, c.pod)
-	if err != nil {
-		return err
-	}
-	c.dels = append(c.dels, ms(took))
-	err = c.net.Gone(ctx, c.pod)
-	c.gone = append(c.gone, ms(time.Since(start)))
-	return err
-}
-
-// run is an arm; the times are kept here.
-func (c *lifecycle) run(ctx context.Context) (float64, error) {
-	before, err := c.spent()
-	if err != nil {
-		return 0, err
-	}
-	if err := c.add(ctx); err != nil {
-		return 0, err
-	}
-	if err := c.del(ctx); err != nil {
-		return 0, err
-	}
-	pause(ctx, restTime)
-	after, err := c.spent()
-	c.processor = append(c.processor, ms(after-before))
-	return 0, err
+// del detaches the oldest Pod.
+func (s *side) del(ctx context.Context) (float64, error) {
+	pod := s.pods[0]
+	s.pods = s.pods[1:]
+	took, err := s.accounted(ctx, func() (time.Duration, error) {
+		start := time.Now()
+		took, err := s.net.Del(ctx, pod)
+		if err == nil {
+			err = s.net.Gone(ctx, pod)
+		}
+		s.gone = append(s.gone, ms(time.Since(start)))
+		return took, err
+	})
+	return ms(took), err
 }
 
 // restTime is how long a daemon may go on in the background after it answered, before the other side is measured.
 const restTime = 25 * time.Millisecond
 
+// accounted makes a call, waits until all of it is over, and keeps the processor time.
+func (s *side) accounted(ctx context.Context, call func() (time.Duration, error)) (time.Duration, error) {
+	before, err := s.spent()
+	if err != nil {
+		return 0, err
+	}
+	took, err := call()
+	if err != nil {
+		return 0, err
+	}
+	pause(ctx, restTime)
+	after, err := s.spent()
+	s.processor = append(s.processor, ms(after-before))
+	return took, err
+}
+
 // spent returns the processor time of all plugins so far, and of the daemon.
-func (c *lifecycle) spent() (time.Duration, error) {
+func (s *side) spent() (time.Duration, error) {
 	var u unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_CHILDREN, &u); err != nil {
 		return 0, fmt.Errorf("reading the processor time of plugins: %w", err)
 	}
 	total := time.Duration(u.Utime.Nano() + u.Stime.Nano())
-	if c.daemon == nil {
+	if s.daemon == nil || s.daemon.hasEnded() {
 		return total, nil
 	}
-	own, err := c.daemon.processorTime()
+	own, err := s.daemon.processorTime()
 	return total + own, err
 }
 
 func ms(d time.Duration) float64 { return float64(d) / milli }
 
+// sides starts weft and the reference, each on a node of its own.
+func sides(ctx context.Context, lab *Lab) (weft, ref *side, err error) {
+	daemon, net, err := weftNetwork(ctx, lab)
+	if err != nil {
+		return nil, nil, err
+	}
+	weft = &side{lab: lab, net: net, daemon: daemon}
+	net, err = lab.Reference(ctx)
+	return weft, &side{lab: lab, net: net}, err
+}
+
 func runCNI(ctx context.Context, lab *Lab) ([]Result, error) {
-	daemon, weftNet, err := weftNetwork(ctx, lab)
+	weft, ref, err := sides(ctx, lab)
 	if err != nil {
 		return nil, err
 	}
-	refNet, err := lab.Reference(ctx)
+	// The Pods of all rounds are there at once, as on a node in use.
+	rounds := lab.Rounds(100)
+	adds, err := interleave(ctx, rounds, weft.add, ref.add)
 	if err != nil {
 		return nil, err
 	}
-	weft, ref := &lifecycle{lab: lab, net: weftNet, daemon: daemon}, &lifecycle{lab: lab, net: refNet}
-	if _, err := interleave(ctx, lab.Rounds(100), weft.run, ref.run); err != nil {
+	dels, err := interleave(ctx, rounds, weft.del, ref.del)
+	if err != nil {
 		return nil, err
 	}
-	// The first of each belongs to the round that does not count.
+	// The first call of each verb belongs to the round that does not count.
+	const what = "of the plugins, and of weftd also for what it does after its answer; not of the kernel's own threads"
 	return []Result{
-		compare("ADD, one Pod", "ms", weft.adds[1:], reference, ref.adds[1:], ratioAtMost(cniRatio)),
-		compare("DEL, one Pod", "ms", weft.dels[1:], reference, ref.dels[1:], ratioAtMost(cniRatio)).
+		compare("ADD, one Pod", "ms", adds[0], reference, adds[1], ratioAtMost(cniRatio)),
+		compare("DEL, one Pod", "ms", dels[0], reference, dels[1], ratioAtMost(cniRatio)).
 			note("the link is gone after %.0f ms (%.0f ms)", summarize(weft.gone).Median, summarize(ref.gone).Median),
-		compare("ADD and DEL, processor time", "ms", weft.processor[1:], reference, ref.processor[1:], noBudget).
-			note("of the plugins, and of weftd also what it does after its answer; not of the kernel's own threads"),
+		compare("ADD, processor time", "ms", weft.processor[1:rounds+1], reference, ref.processor[1:rounds+1], noBudget).note(what),
+		compare("DEL, processor time", "ms", weft.processor[rounds+2:], reference, ref.processor[rounds+2:], noBudget).note(what),
 	}, nil
 }
 
 const burstSize = 50
 
 func runBurst(ctx context.Context, lab *Lab) ([]Result, error) {
-	_, weftNet, err := weftNetwork(ctx, lab)
-	if err != nil {
-		return nil, err
-	}
-	refNet, err := lab.Reference(ctx)
+	weft, ref, err := sides(ctx, lab)
 	if err != nil {
 		return nil, err
 	}
@@ -157,15 +170,15 @@ func runBurst(ctx context.Context, lab *Lab) ([]Result, error) {
 	for _, atOnce := range []int{8, burstSize} {
 		var times [2][2][]float64 // by side, then ADD or DEL
 		var arms []arm
-		for side, n := range []*Network{weftNet, refNet} {
+		for i, n := range []*Network{weft.net, ref.net} {
 			pods := make([]*Sandbox, burstSize)
-			for i := range pods {
-				if pods[i], err = lab.Sandbox(); err != nil {
+			for p := range pods {
+				if pods[p], err = lab.Sandbox(); err != nil {
 					return nil, err
 				}
 			}
 			arms = append(arms, func(ctx context.Context) (float64, error) {
-				return 0, burst(ctx, n, pods, atOnce, &times[side])
+				return 0, burst(ctx, n, pods, atOnce, &times[i])
 			})
 		}
 		if _, err := interleave(ctx, lab.Rounds(10), arms...); err != nil {
@@ -203,36 +216,16 @@ func burst(ctx context.Context, n *Network, pods []*Sandbox, atOnce int, times *
 }
 
 func runDaemonDown(ctx context.Context, lab *Lab) ([]Result, error) {
-	d, weftNet, err := weftNetwork(ctx, lab)
-	if err != nil {
-		return nil, err
-	}
-	refNet, err := lab.Reference(ctx)
+	weft, ref, err := sides(ctx, lab)
 	if err != nil {
 		return nil, err
 	}
 	rounds := lab.Rounds(30)
-	var arms []arm
-	for _, n := range []*Network{weftNet, refNet} {
-		// The Pods are there before the daemon goes; one more than rounds, for the round that does not count.
-		pods := make(chan *lifecycle, rounds+1)
-		for range rounds + 1 {
-			c := &lifecycle{lab: lab, net: n}
-			if err := c.add(ctx); err != nil {
-				return nil, err
-			}
-			pods <- c
-		}
-		arms = append(arms, func(ctx context.Context) (float64, error) {
-			c := <-pods
-			if err := c.del(ctx); err != nil {
-				return 0, err
-			}
-			return c.dels[0], nil
-		})
+	if _, err := interleave(ctx, rounds, weft.add, ref.add); err != nil {
+		return nil, err
 	}
-	d.kill()
-	s, err := interleave(ctx, rounds, arms...)
+	weft.daemon.kill()
+	s, err := interleave(ctx, rounds, weft.del, ref.del)
 	if err != nil {
 		return nil, err
 	}

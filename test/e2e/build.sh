@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds the programs a test cluster is made of, from the versions pinned in k8s/go.mod, into $WEFT_CACHE/e2e/bin.
-# usage: build.sh [core|conformance]     core (default): what a cluster needs; conformance: also e2e.test and CoreDNS
+# usage: build.sh [core|conformance]     core (default): what a cluster needs; conformance: also what the official suite
+#        needs: e2e.test, CoreDNS and a Debian root for the images of its Pods
 # A program is built only when it is missing or when the pins or the compiler changed. Cold, core takes
 # about 12 minutes on 2 cores; it needs 4 GB in Go's build cache.
 set -eu
@@ -48,7 +49,37 @@ build agnhost build k8s.io/kubernetes/test/images/agnhost
 # Ours, and too small for a stamp.
 go build -trimpath -ldflags '-s -w' -o "$bin/pause" ./pause
 
+# What the suite runs in Pods. wget is busybox's, as in the image that the suite was written for: others try again and again.
+root_packages=bind9-dnsutils,busybox-static,curl,iperf,iproute2,iputils-ping,netcat-openbsd,socat
+
+# build_root DIR: packs a Debian root with these packages as the image layer DIR/debian.tar. About a minute.
+build_root() {
+    . /etc/os-release
+    stamp="$VERSION_CODENAME $root_packages"
+    [ -f "$1/debian.tar" ] && [ "$(cat "$1/debian.stamp" 2>/dev/null)" = "$stamp" ] && return
+    echo "building the Debian root" >&2
+    mkdir -p "$1"
+    root=$(mktemp -d)
+    trap 'rm -rf "$root"' EXIT
+    # The mirror that this machine uses; debootstrap has its own when apt names none.
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $VERSION_CODENAME" 'Component: main' | head -n 1)
+    # In its own mount namespace: /proc of the root must not stay mounted when the run is cut off.
+    if ! nice unshare --mount debootstrap --variant=minbase --include="$root_packages" "$VERSION_CODENAME" "$root" $mirror >"$1/debian.log" 2>&1; then
+        tail -n 20 "$1/debian.log" >&2
+        exit 1
+    fi
+    ln -s /bin/busybox "$root/usr/local/bin/wget"
+    rm -rf "$root"/dev/* "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/doc "$root"/usr/share/locale "$root"/usr/share/man
+    tar --create --sort=name --numeric-owner --directory="$root" --file="$1/debian.tar.new" .
+    mv "$1/debian.tar.new" "$1/debian.tar"
+    echo "$stamp" >"$1/debian.stamp"
+}
+
 if [ "$set_name" = conformance ]; then
     build e2e.test "test -c" k8s.io/kubernetes/test/e2e
     build coredns build github.com/coredns/coredns
+    build regression-issue-74839 build k8s.io/kubernetes/test/images/regression-issue-74839
+    # The certificate and key of the suite's HTTPS backends.
+    cp "$(go list -m -f '{{.Dir}}' k8s.io/kubernetes)"/test/images/agnhost/porter/localhost.* "$bin/"
+    build_root "$bin/../images"
 fi

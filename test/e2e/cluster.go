@@ -43,7 +43,7 @@ type Cluster struct {
 	cleanup        *process
 	fabric         *machine // the switch
 	authority      *authority
-	images         []string
+	images         string // archive that every node imports
 	network        Network
 	added          int // nodes ever added
 }

@@ -57,7 +57,8 @@ func (m *machine) command(argv ...string) *exec.Cmd {
 	enter := []string{"--target", m.pid, "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"}
 	command := exec.Command("nsenter", append(enter, argv...)...)
 	command.Dir = "/"
-	command.Env = []string{"PATH=" + m.bin + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"}
+	// kubectl keeps a cache at home: /run is the machine's own.
+	command.Env = []string{"PATH=" + m.bin + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/run"}
 	return command
 }
 

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -103,17 +102,16 @@ func (c *Cluster) startKubelet(node *Node) error {
 	if err != nil {
 		return err
 	}
-	for _, archive := range c.images {
-		err := wait("the import of "+filepath.Base(archive), 30*time.Second, []*process{containerd}, func() error {
-			_, err := node.Exec("ctr", "--namespace=k8s.io", "images", "import", archive)
-			return err
-		})
-		if err != nil {
-			return err
-		}
+	err = wait("the import of the images", 30*time.Second, []*process{containerd}, func() error {
+		_, err := node.Exec("ctr", "--namespace=k8s.io", "images", "import", c.images)
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	kubelet, err := node.Start("kubelet", "kubelet",
 		"--config=/etc/kubernetes/kubelet.yaml", "--kubeconfig=/etc/kubernetes/kubelet.conf", "--hostname-override="+node.name,
+		"--node-labels=topology.kubernetes.io/zone=zone-"+node.name, // each node is a zone: only so traffic can prefer one
 		fmt.Sprintf("--node-ip=%s,%s", node.address[0], node.address[1]))
 	if err != nil {
 		return err

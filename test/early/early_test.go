@@ -15,28 +15,37 @@ import (
 	"testing"
 
 	"weft.network/weft/appliance/control"
+	"weft.network/weft/appliance/kernel/netnstest"
 )
 
 // firstInits is how many packages may be initialised before the forwarder: os and what it needs.
 const firstInits = 40
 
-func build(t *testing.T) string {
-	t.Helper()
-	if bin := os.Getenv("WEFT_BIN"); bin != "" {
-		return bin
+// weft is the product, built once; WEFT_BIN names one that is built already.
+var weft = os.Getenv("WEFT_BIN")
+
+func TestMain(m *testing.M) {
+	if weft != "" {
+		os.Exit(m.Run())
 	}
-	bin := filepath.Join(t.TempDir(), "weft-cni")
-	cmd := exec.Command("go", "build", "-tags", "urfave_cli_no_docs", "-o", bin, "../..")
+	dir, err := os.MkdirTemp("", "weft-early-")
+	if err != nil {
+		panic(err)
+	}
+	weft = filepath.Join(dir, "weft")
+	cmd := exec.Command("go", "build", "-tags", "urfave_cli_no_docs", "-o", weft, "../..")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("building weft: %v\n%s", err, out)
+		panic(fmt.Sprintf("building weft: %v\n%s", err, out))
 	}
-	return bin
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
 }
 
 // TestInitOrder fails when an import moves the forwarder back: every CNI call would then cost 15 ms more.
 func TestInitOrder(t *testing.T) {
-	bin := build(t)
+	bin := weft
 	cmd := exec.Command(bin, "--version")
 	cmd.Env = append(os.Environ(), "GODEBUG=inittrace=1")
 	var trace bytes.Buffer
@@ -63,15 +72,16 @@ func TestInitOrder(t *testing.T) {
 
 // TestForward runs the product as a plugin against a socket that answers, under each of its names, and with no daemon.
 func TestForward(t *testing.T) {
-	bin, run := build(t), t.TempDir()
+	bin, run := weft, t.TempDir()
 	l, err := control.Listen(run)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var got []byte
+	bodies := make(chan []byte, 1)
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /cni", func(w http.ResponseWriter, r *http.Request) {
-		got, _ = io.ReadAll(r.Body)
+		body, _ := io.ReadAll(r.Body)
+		bodies <- body
 		f := control.TakeFile(r)
 		w.Header().Set("Weft-Exit", "1")
 		fmt.Fprintf(w, "file %t", f != nil)
@@ -85,6 +95,7 @@ func TestForward(t *testing.T) {
 	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"n","runDir":%q}`, run)
 	for _, name := range []string{"weft-cni", "weft-ipam", "loopback", "portmap", "bandwidth", "host-local", "weft"} {
 		out, code := plugin(t, bin, name, conf)
+		got := <-bodies
 		if code != 1 || out != "file true" {
 			t.Errorf("%s: exit %d, output %q", name, code, out)
 		}
@@ -98,7 +109,7 @@ func TestForward(t *testing.T) {
 }
 
 func TestForwardNobodyThere(t *testing.T) {
-	bin := build(t)
+	bin := weft
 	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"n","runDir":%q,"stateDir":%q}`, t.TempDir(), t.TempDir())
 	out, code := plugin(t, bin, "weft-cni", conf)
 	if code != 1 || !strings.Contains(out, `"code":11`) || !strings.Contains(out, "weftd does not answer") {
@@ -108,7 +119,7 @@ func TestForwardNobodyThere(t *testing.T) {
 
 // A daemon that dies over the call is "try again later" too.
 func TestForwardDaemonDies(t *testing.T) {
-	bin, run := build(t), t.TempDir()
+	bin, run := weft, t.TempDir()
 	l, err := net.Listen("unix", filepath.Join(run, control.SocketName))
 	if err != nil {
 		t.Fatal(err)
@@ -135,7 +146,7 @@ func plugin(t *testing.T, bin, name, stdin string) (string, int) {
 	cmd.Args[0] = "/opt/cni/bin/" + name
 	cmd.Env = []string{
 		"HOME=/root", "CNI_COMMAND=ADD", "CNI_CONTAINERID=c", "CNI_IFNAME=eth0", "CNI_PATH=/opt/cni/bin",
-		"CNI_NETNS=/proc/self/ns/net",
+		"CNI_NETNS=" + netnstest.New(t).Path(),
 	}
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.Output()

@@ -29,7 +29,8 @@ func newLab(t *testing.T) lab {
 	l := lab{netnstest.New(t), netnstest.New(t), netnstest.New(t), netnstest.New(t), netnstest.New(t), netnstest.New(t)}
 	for path, value := range map[string]string{
 		"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1", "ipv4/conf/all/rp_filter": "0", "ipv4/conf/default/rp_filter": "0",
-		"ipv4/icmp_ratemask": "0", "ipv6/icmp/ratelimit": "0", // refusals are what many cases wait for
+		// Refusals are what many cases wait for.
+		"ipv4/icmp_ratemask": "0", "ipv6/icmp/ratelimit": "0", "ipv4/icmp_msgs_per_sec": "100000", "ipv4/icmp_msgs_burst": "10000",
 	} {
 		l.node.Sysctl(path, value)
 	}
@@ -279,8 +280,64 @@ func (e experiment) run() string {
 		return fmt.Sprintf("%s answered, want one of %v", server, e.want.backends)
 	}
 	masqueraded := oracle{}.masqueraded(e.conn, server.Addr())
-	if !masqueraded && seen != e.src || masqueraded && (seen == e.src) != (e.fromNode) {
+	if !masqueraded && seen != e.src || masqueraded && (seen == e.src) != e.fromNode {
 		return fmt.Sprintf("%s saw %s, source to be changed: %v", server, seen, masqueraded)
 	}
 	return ""
 }
+
+// TestPacketsStick opens many connections: to a sticky Service all go to one endpoint, to another to all of them.
+func TestPacketsStick(t *testing.T) {
+	l := newLab(t)
+	serve(t, l.local, "local")
+	serve(t, l.others, "there", "far")
+	p := pattern{places: []place{ready("local"), ready("there"), ready("far")}}
+	snap := &model.Snapshot{Services: map[model.ServiceKey]*model.Service{}, Slices: map[model.SliceKey]*model.EndpointSlice{}}
+	for n, timeout := range []int{0, 10800} {
+		s := plain(n, p)
+		s.Type, s.AffinityTimeout = "LoadBalancer", timeout
+		nodePorts(s, n)
+		for _, a := range pair(fmt.Sprintf("100.64.0.%d", n+1)) {
+			s.Ingress = append(s.Ingress, model.ServiceIngress{IP: a})
+		}
+		snap.Services[s.Key()] = s
+		for _, e := range slicesOf(s, p) {
+			snap.Slices[e.Key()] = e
+		}
+	}
+	b, err := nft.Open(nft.Options{NetNS: l.node.FD()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	if _, err := b.Apply(context.Background(), []ruleset.Table{compileAll(t, snap)}); err != nil {
+		t.Fatal(err)
+	}
+	// The load balancer's address may be one of the node's: then the node's packets to it come from it.
+	addAddrs(l.node, "lo", "100.64.0.1/32", "100.64.0.2/32")
+	for n, want := range []int{3, 1} {
+		seen := map[netip.Addr]int{}
+		for _, i := range []int{0, 1} {
+			vip := pair(fmt.Sprintf("100.64.0.%d", n+1))[i]
+			for range 20 {
+				for _, dst := range []netip.AddrPort{netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(nodeAddrs[i], uint16(30000+n))} {
+					server, _, err := ask(l.outside, conn{model.TCP, pair("198.51.100.9")[i], dst, false})
+					if err != nil {
+						t.Fatal(err)
+					}
+					seen[server.Addr()]++
+				}
+			}
+			if len(seen) != want*(i+1) {
+				t.Errorf("Service %d, 40 connections: %v, want %d endpoints", n, seen, want)
+			}
+			server, client, err := ask(l.node, conn{model.TCP, vip, netip.AddrPortFrom(vip, 80), true})
+			if err != nil || server.Addr() != podAddr(i) && client == vip {
+				t.Errorf("the node from %s to itself: answered by %s, which saw %s (%v)", vip, server, client, err)
+			}
+		}
+	}
+}
+
+// podAddr is the endpoint on this node.
+func podAddr(family int) netip.Addr { return pair(places["local"].addr)[family] }

@@ -34,8 +34,10 @@ func manyServices(count, endpoints int) *model.Snapshot {
 
 // sliceOf makes the EndpointSlice of the i-th Service; a tenth of the endpoints is on node "here".
 func sliceOf(s *model.Service, i, endpoints int) *model.EndpointSlice {
-	e := &model.EndpointSlice{Namespace: s.Namespace, Name: s.Name + "-x", Service: s.Name,
-		Ports: []model.EndpointPort{{Protocol: model.TCP, Port: 8080}}}
+	e := &model.EndpointSlice{
+		Namespace: s.Namespace, Name: s.Name + "-x", Service: s.Name,
+		Ports: []model.EndpointPort{{Protocol: model.TCP, Port: 8080}},
+	}
 	for j := range endpoints {
 		k := i*16 + j
 		e.Endpoints = append(e.Endpoints, model.Endpoint{
@@ -125,6 +127,13 @@ func TestTenThousandServices(t *testing.T) {
 		}
 	}
 	t.Logf("one endpoint: %v, of which compile %v; worst %v; the last %+v", whole/rounds, pure/rounds, worst, stats)
+	// A Service that grows large, and back: its elements move to blocks of its own, but not in the kernel.
+	for _, n := range []int{150, 3} {
+		snap = withEndpoints(snap, 9000, n)
+		if stats, err = b.Apply(ctx, []ruleset.Table{p.table(snap)}); err != nil || stats.ElementsAdded+stats.ElementsDeleted > 2+147+15 {
+			t.Errorf("from or to %d endpoints: %+v, %v", n, stats, err)
+		}
+	}
 	start = time.Now()
 	if stats, err = b.Apply(ctx, []ruleset.Table{p.table(snap)}); err != nil || stats.Messages != 0 {
 		t.Errorf("nothing changed: %+v, %v", stats, err)
@@ -132,6 +141,56 @@ func TestTenThousandServices(t *testing.T) {
 	t.Logf("nothing: %v", time.Since(start))
 	if cold > 2*time.Second || whole/rounds > 100*time.Millisecond {
 		t.Errorf("cold %v and one endpoint %v are far over the budget of 0.5 s and 20 ms", cold, whole/rounds)
+	}
+}
+
+// TestFiveThousandEndpoints has one large Service beside small ones, once at random and once sticky.
+func TestFiveThousandEndpoints(t *testing.T) {
+	for _, sticky := range []int{0, 10800} {
+		_, b := openKernel(t)
+		p := pipeline{kernel: b}
+		snap := manyServices(100, 3)
+		big := &model.Service{
+			Namespace: "load", Name: "big", Type: "NodePort", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.111.0.1")},
+			Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, NodePort: 30000}}, AffinityTimeout: sticky,
+		}
+		snap.Services[big.Key()] = big
+		with := func(first, count int) *model.Snapshot {
+			out := *snap
+			out.Slices = maps.Clone(snap.Slices)
+			for at := 0; at < count; at += 100 { // the controller's slices have a hundred each
+				e := sliceOf(big, 0, 0)
+				e.Name = fmt.Sprintf("big-%d", at)
+				for i := at; i < min(at+100, count); i++ {
+					k := first + i
+					e.Endpoints = append(e.Endpoints, model.Endpoint{Ready: true, Serving: true, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 200, byte(k >> 8), byte(k)})}})
+				}
+				out.Slices[e.Key()] = e
+			}
+			return &out
+		}
+		apply := func(what string, snap *model.Snapshot, most int) {
+			t.Helper()
+			start := time.Now()
+			table := p.table(snap)
+			pure := time.Since(start)
+			stats, err := b.Apply(context.Background(), []ruleset.Table{table})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("sticky %d, %s: %v, of which compile %v; %+v", sticky, what, time.Since(start), pure, stats)
+			if changed := stats.ElementsAdded + stats.ElementsDeleted; changed > most {
+				t.Errorf("sticky %d, %s: %d elements, want at most %d", sticky, what, changed, most)
+			}
+		}
+		few := 4 // for each of two frontends: an endpoint, a verdict deleted and added
+		if sticky > 0 {
+			few = 2 * 2 * 16381 / 10
+		}
+		apply("5,000 endpoints", with(1, 5000), 1<<20)
+		apply("one less at the end", with(1, 4999), 2*few)
+		apply("one more", with(1, 5000), 2*few)
+		apply("the first goes, another comes", with(2, 5000), 2*few)
 	}
 }
 

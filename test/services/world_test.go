@@ -155,12 +155,17 @@ func generate() (*model.Snapshot, map[model.ServiceKey]string) {
 			if internal && sticky > 0 {
 				continue // a table of hashes is many elements
 			}
-			policy := func(s *model.Service) { s.InternalLocal, s.ExternalLocal, s.AffinityTimeout = internal, external, sticky }
+			policy := func(s *model.Service) {
+				s.InternalLocal, s.ExternalLocal, s.AffinityTimeout = internal, external, sticky
+			}
 			if !external {
 				add(p, policy)
 			}
 			add(p, func(s *model.Service) { policy(s); s.Type = "NodePort"; nodePorts(s, n) })
-			add(p, func(s *model.Service) { policy(s); s.ExternalIPs = both.list(pair(fmt.Sprintf("100.65.%d.%d", n/200, n%200+1))) })
+			add(p, func(s *model.Service) {
+				policy(s)
+				s.ExternalIPs = both.list(pair(fmt.Sprintf("100.65.%d.%d", n/200, n%200+1)))
+			})
 			for _, ranges := range rangeChoices {
 				if ranges != nil && (internal || sticky > 0) {
 					continue // does not add to what is found without
@@ -209,7 +214,9 @@ func nodePorts(s *model.Service, n int) {
 // is seen while an endpoint moves.
 func slicesOf(s *model.Service, p pattern) (out []*model.EndpointSlice) {
 	ports := []model.EndpointPort{
-		{Name: "t", Protocol: model.TCP, Port: 8080}, {Name: "u", Protocol: model.UDP, Port: 5353}, {Name: "s", Protocol: model.SCTP, Port: 9090},
+		{Name: "t", Protocol: model.TCP, Port: 8080},
+		{Name: "u", Protocol: model.UDP, Port: 5353},
+		{Name: "s", Protocol: model.SCTP, Port: 9090},
 		{Name: "other", Protocol: model.TCP, Port: 9999},
 	}
 	for i := range 2 {

@@ -127,21 +127,33 @@ func TestCompile(t *testing.T) {
 			svc("web", "10.96.0.1 fd00:96::1", nil), slice("web", "b", "10.42.1.2@here 10.42.2.1@there"), slice("web", "a", "10.42.2.1@there"), slice("web", "c", "fd00:42::1@here"),
 		}, `shop/web 10.96.0.1:80/tcp (ClusterIP): [10.42.1.2:8080 10.42.2.1:8080]
 shop/web [fd00:96::1]:80/tcp (ClusterIP): [[fd00:42::1]:8080]`},
-		{"an address twice: the Pod that lives", []any{svc("web", "10.96.0.1", nil), slice("web", "a", "10.42.1.2@here"), slice("web", "b", "~10.42.1.2@there")},
-			"shop/web 10.96.0.1:80/tcp (ClusterIP): [10.42.1.2:8080]"},
+		{
+			"an address twice: the Pod that lives",
+			[]any{svc("web", "10.96.0.1", nil), slice("web", "a", "10.42.1.2@here"), slice("web", "b", "~10.42.1.2@there")},
+			"shop/web 10.96.0.1:80/tcp (ClusterIP): [10.42.1.2:8080]",
+		},
 		{"the family that the Service has", []any{svc("web", "10.96.0.1", nil), slice("web", "a", "fd00:42::1@here")}, "shop/web 10.96.0.1:80/tcp (ClusterIP): refuse"},
-		{"load balancer, policy Local", []any{svc("web", "10.96.0.1", loadBalancer), slice("web", "a", "10.42.2.1@there 10.42.1.2@here !10.42.1.3@here")},
+		{
+			"load balancer, policy Local",
+			[]any{svc("web", "10.96.0.1", loadBalancer), slice("web", "a", "10.42.2.1@there 10.42.1.2@here !10.42.1.3@here")},
 			`shop/web 10.96.0.1:80/tcp (ClusterIP): [10.42.1.2:8080 10.42.2.1:8080]
 shop/web 203.0.113.1:80/tcp (LoadBalancer): [10.42.1.2:8080 10.42.2.1:8080]; from outside local [10.42.1.2:8080]
 shop/web health check 31000: 1
-shop/web node port 30080/tcp: [10.42.1.2:8080 10.42.2.1:8080]; from outside local [10.42.1.2:8080]`},
-		{"the same without local endpoints", []any{svc("web", "10.96.0.1", loadBalancer), slice("web", "a", "10.42.2.1@there")},
+shop/web node port 30080/tcp: [10.42.1.2:8080 10.42.2.1:8080]; from outside local [10.42.1.2:8080]`,
+		},
+		{
+			"the same without local endpoints",
+			[]any{svc("web", "10.96.0.1", loadBalancer), slice("web", "a", "10.42.2.1@there")},
 			`shop/web 10.96.0.1:80/tcp (ClusterIP): [10.42.2.1:8080]
 shop/web 203.0.113.1:80/tcp (LoadBalancer): [10.42.2.1:8080]; from outside drop, no local endpoint
 shop/web health check 31000: 0
-shop/web node port 30080/tcp: [10.42.2.1:8080]; from outside drop, no local endpoint`},
-		{"a type that changed leaves nothing behind", []any{svc("web", "10.96.0.1", func(s *model.Service) { loadBalancer(s); s.Type = "ClusterIP" }), slice("web", "a", "10.42.1.2@here")},
-			"shop/web 10.96.0.1:80/tcp (ClusterIP): [10.42.1.2:8080]"},
+shop/web node port 30080/tcp: [10.42.2.1:8080]; from outside drop, no local endpoint`,
+		},
+		{
+			"a type that changed leaves nothing behind",
+			[]any{svc("web", "10.96.0.1", func(s *model.Service) { loadBalancer(s); s.Type = "ClusterIP" }), slice("web", "a", "10.42.1.2@here")},
+			"shop/web 10.96.0.1:80/tcp (ClusterIP): [10.42.1.2:8080]",
+		},
 		{"not ours", []any{
 			svc("mesh", "10.96.0.1", func(s *model.Service) { s.OtherProxy = "mesh" }), svc("head", "", func(s *model.Service) { s.Headless = true }),
 			svc("name", "10.96.0.9", func(s *model.Service) { s.Type = "ExternalName" }),
@@ -377,8 +389,10 @@ func TestGone(t *testing.T) {
 			e.Ports[0].Name = "dns"
 			return snapshot(dns(func(s *model.Service) { s.Ports[0].Name = "dns" }), e)
 		}(), ""},
-		{"another node port", two, snapshot(dns(func(s *model.Service) { s.Ports[0].NodePort = 30054 }), udp("10.42.1.1@here 10.42.2.2@there")),
-			":30053 at 10.42.1.1:5353, :30053 at 10.42.2.2:5353, :30054 untranslated"},
+		{
+			"another node port", two, snapshot(dns(func(s *model.Service) { s.Ports[0].NodePort = 30054 }), udp("10.42.1.1@here 10.42.2.2@there")),
+			":30053 at 10.42.1.1:5353, :30053 at 10.42.2.2:5353, :30054 untranslated",
+		},
 		{"to another proxy", two, snapshot(dns(func(s *model.Service) { s.OtherProxy = "mesh" }), udp("10.42.1.1@here")), ":30053 at 10.42.1.1:5353, :30053 at 10.42.2.2:5353, 10.96.0.10:53"},
 	} {
 		before := new(Compiler).Compile(c.before, node)
