@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"weft.network/weft/appliance/cluster"
+	"weft.network/weft/appliance/config"
 	"weft.network/weft/appliance/model"
 	"weft.network/weft/appliance/store"
 )
@@ -17,8 +18,11 @@ import (
 // neither of them, nowhere.
 func (d *Daemon) newSource(ctx context.Context) (cluster.Source, error) {
 	problem := func(text string) { d.log.Warn("ignored in the cluster's objects", zap.String("problem", text)) }
+	services := d.cfg.Has(config.RoleServices)
 	if d.cfg.Manifests != "" {
-		return cluster.NewManifests(cluster.ManifestsOptions{Dir: d.cfg.Manifests, NodeName: d.cfg.NodeName, OnProblem: problem})
+		return cluster.NewManifests(cluster.ManifestsOptions{
+			Dir: d.cfg.Manifests, NodeName: d.cfg.NodeName, Services: services, OnProblem: problem,
+		})
 	}
 	inCluster := os.Getenv("KUBERNETES_SERVICE_HOST") != ""
 	if d.cfg.Kubeconfig == "" && !inCluster {
@@ -34,6 +38,7 @@ func (d *Daemon) newSource(ctx context.Context) (cluster.Source, error) {
 	return cluster.NewKubernetes(cluster.KubernetesOptions{
 		NodeName: d.cfg.NodeName, Kubeconfig: d.cfg.Kubeconfig, Servers: d.cfg.APIServers, Known: identity.APIServers,
 		OnServers: func(servers []string) { d.learnServers(ctx, servers) }, OnProblem: problem, Version: d.version,
+		Services: services,
 	})
 }
 

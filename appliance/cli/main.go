@@ -87,7 +87,7 @@ func newApp(out io.Writer) *cli.App {
 		Suggest:              true,
 		HideHelpCommand:      true,
 		Commands: append([]*cli.Command{
-			statusCommand(), ipamCommand(), daemonCommand(), installCommand(), uninstallCommand(), configCommand(),
+			statusCommand(), ipamCommand(), serviceCommand(), daemonCommand(), installCommand(), uninstallCommand(), configCommand(),
 			labCommand(), completionCommand(),
 		}, labProcesses()...),
 		OnUsageError: usageError,

@@ -164,7 +164,6 @@ func BenchmarkServices(b *testing.B) {
 			before := heap()
 			services, slices := largeList(b)
 			snap := fill(newSource(), services, slices)
-			services, slices = nil, nil
 			used = heap() - before
 			goruntime.KeepAlive(snap)
 		}

@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// AnnotationPrefix begins the annotations of a Service that are kept for the rest of weft.
-	AnnotationPrefix = "weft.network/"
+	// annotationPrefix begins the annotations of a Service that are kept for the rest of weft.
+	annotationPrefix = "weft.network/"
 	// otherProxyLabel says that somebody else serves a Service (KEP-2447).
 	otherProxyLabel = "service.kubernetes.io/service-proxy-name"
 	// mostAffinity is the longest sessionAffinity that the API takes, in seconds.
@@ -102,7 +102,7 @@ func convertService(s *corev1.Service) (*model.Service, []fieldError) {
 // keptAnnotations returns those that weft reads.
 func keptAnnotations(all map[string]string) (out map[string]string) {
 	for key, value := range all {
-		if strings.HasPrefix(key, AnnotationPrefix) || key == corev1.AnnotationLoadBalancerSourceRangesKey {
+		if strings.HasPrefix(key, annotationPrefix) || key == corev1.AnnotationLoadBalancerSourceRangesKey {
 			if out == nil {
 				out = map[string]string{}
 			}

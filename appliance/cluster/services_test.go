@@ -46,7 +46,9 @@ func mapOf(m any) uintptr { return reflect.ValueOf(m).Pointer() }
 func TestKubernetesFollowsServices(t *testing.T) {
 	foreign := apiSlice("foreign", "web", "10.1.0.9")
 	foreign.Labels = nil
-	w, client := withFake(t, apiNode("a"), apiService("web", "10.96.0.10"), apiSlice("web-1", "web", "10.1.0.2"), apiSlice("web-2", "web", "10.1.0.3"), foreign)
+	alien := apiSlice("alien", "web")
+	alien.AddressType = "FQDN"
+	w, client := withFake(t, apiNode("a"), apiService("web", "10.96.0.10"), apiSlice("web-1", "web", "10.1.0.2"), apiSlice("web-2", "web", "10.1.0.3"), foreign, alien)
 	w.run()
 	first := w.untilNodes("a")
 	web, slice1 := model.ServiceKey{Namespace: "default", Name: "web"}, model.SliceKey{Namespace: "default", Name: "web-1"}

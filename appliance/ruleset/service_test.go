@@ -209,10 +209,10 @@ func TestServicesIncremental(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
 	var s Services
 	in := servicesInput()
-	for round := range 300 {
+	for round := range 60 {
 		in.Frontends = maps.Clone(in.Frontends)
 		for range 1 + r.IntN(3) {
-			i := r.IntN(40)
+			i := r.IntN(12)
 			f := &service.Frontends{Service: key(strconv.Itoa(i)), Ports: []service.Port{{
 				Protocol: model.TCP, Sticky: r.IntN(8) == 0, Frontends: []service.Frontend{front(service.ClusterIP, fmt.Sprintf("10.96.0.%d:80", i), service.Refuse)},
 			}}}

@@ -137,11 +137,14 @@ func answerConnections(l *net.TCPListener) {
 	}
 }
 
-// patience is how long a packet may be under way before it counts as dropped.
-const patience = 700 * time.Millisecond
+// How long to wait for an answer that must come, and for one that must not.
+const (
+	patience = 5 * time.Second
+	silence  = 700 * time.Millisecond
+)
 
 // ask opens a connection and returns which server answered and whom it saw.
-func ask(ns *netnstest.NS, c conn) (server netip.AddrPort, seen netip.Addr, err error) {
+func ask(ns *netnstest.NS, c conn, patience time.Duration) (server netip.AddrPort, seen netip.Addr, err error) {
 	d := net.Dialer{Timeout: patience}
 	network := "tcp"
 	d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.src, 0))
@@ -259,7 +262,11 @@ func TestPackets(t *testing.T) {
 
 // run tries the connection and says what is wrong.
 func (e experiment) run() string {
-	server, seen, err := ask(e.ns, e.conn)
+	wait := patience
+	if e.want.drop {
+		wait = silence
+	}
+	server, seen, err := ask(e.ns, e.conn, wait)
 	var timeout net.Error
 	// A process whose own packet is not let out is told by the system call, and that is before any answer.
 	if e.fromNode && e.protocol == model.UDP && len(e.want.backends) == 0 && errors.Is(err, unix.EPERM) {
@@ -321,7 +328,7 @@ func TestPacketsStick(t *testing.T) {
 			vip := pair(fmt.Sprintf("100.64.0.%d", n+1))[i]
 			for range 20 {
 				for _, dst := range []netip.AddrPort{netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(nodeAddrs[i], uint16(30000+n))} {
-					server, _, err := ask(l.outside, conn{model.TCP, pair("198.51.100.9")[i], dst, false})
+					server, _, err := ask(l.outside, conn{model.TCP, pair("198.51.100.9")[i], dst, false}, patience)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -331,7 +338,7 @@ func TestPacketsStick(t *testing.T) {
 			if len(seen) != want*(i+1) {
 				t.Errorf("Service %d, 40 connections: %v, want %d endpoints", n, seen, want)
 			}
-			server, client, err := ask(l.node, conn{model.TCP, vip, netip.AddrPortFrom(vip, 80), true})
+			server, client, err := ask(l.node, conn{model.TCP, vip, netip.AddrPortFrom(vip, 80), true}, patience)
 			if err != nil || server.Addr() != podAddr(i) && client == vip {
 				t.Errorf("the node from %s to itself: answered by %s, which saw %s (%v)", vip, server, client, err)
 			}

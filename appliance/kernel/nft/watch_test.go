@@ -59,7 +59,8 @@ func TestWatch(t *testing.T) {
 			t.Errorf("%s: event %+v", c.script, e)
 		}
 		stats := apply(t, b, table, many)
-		if took := time.Since(start); took > time.Second || stats.Messages == 0 || stats.Retry != nil {
+		// The promise is a second; with the race detector on a busy machine it may take several.
+		if took := time.Since(start); took > 10*time.Second || stats.Messages == 0 || stats.Retry != nil {
 			t.Errorf("%s: repaired after %v, %+v", c.script, took, stats)
 		}
 		if got := ns.Run("nft", "list", "table", "inet", "weft"); !sameLines(got, good) {

@@ -1,0 +1,116 @@
+package cli
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"weft.network/weft/appliance"
+	"weft.network/weft/appliance/control"
+)
+
+func serviceCommand() *cli.Command {
+	return &cli.Command{
+		Name: "service", Usage: "Services as this node serves them", OnUsageError: usageError,
+		Subcommands: []*cli.Command{
+			{
+				Name: "list", Usage: "every Service with its addresses and how many endpoints they lead to",
+				Flags: []cli.Flag{outputFlag(), runDirFlag()}, OnUsageError: usageError, Before: noArguments,
+				Action: func(c *cli.Context) error {
+					list, err := services(c)
+					if err != nil {
+						return err
+					}
+					return show(c, list, func(p *printer) { printServices(p, list) })
+				},
+			},
+			{
+				Name: "show", Usage: "one Service: addresses, endpoints, policy", ArgsUsage: "[NAMESPACE/]NAME",
+				Flags: []cli.Flag{outputFlag(), runDirFlag()}, OnUsageError: usageError,
+				Action: showService,
+			},
+		},
+	}
+}
+
+func services(c *cli.Context) (list []appliance.ServiceStatus, err error) {
+	err = control.NewClient(c.String("run-dir")).Get(c.Context, "/v1/services", &list)
+	return list, err
+}
+
+func showService(c *cli.Context) error {
+	if c.NArg() != 1 {
+		return cli.Exit("show needs the name of a Service; try weft service list", 2)
+	}
+	namespace, name, ok := strings.Cut(c.Args().First(), "/")
+	if !ok {
+		namespace, name = "default", namespace
+	}
+	list, err := services(c)
+	if err != nil {
+		return err
+	}
+	for _, s := range list {
+		if s.Namespace == namespace && s.Name == name {
+			return show(c, s, func(p *printer) { printService(p, &s) })
+		}
+	}
+	return fmt.Errorf("this node serves no Service %s/%s (weft service list shows all)", namespace, name)
+}
+
+func printServices(p *printer, list []appliance.ServiceStatus) {
+	if len(list) == 0 {
+		p.line("no Services")
+		return
+	}
+	p.row("SERVICE", "TYPE", "ADDRESS", "ENDPOINTS", "")
+	for _, s := range list {
+		for _, port := range s.Ports {
+			for _, f := range port.Frontends {
+				note := ""
+				if len(port.Endpoints) == 0 {
+					note = p.paint(yellow, "refused: no endpoints")
+				}
+				p.row(s.Namespace+"/"+s.Name, s.Type, frontend(&f, &port), len(port.Endpoints), note)
+			}
+		}
+	}
+}
+
+func frontend(f *appliance.ServiceFrontend, p *appliance.ServicePort) string {
+	if !f.Address.IsValid() {
+		family := "IPv4"
+		if p.IPv6 {
+			family = "IPv6"
+		}
+		return fmt.Sprintf("%s :%d/%s (%s)", f.Kind, f.Port, p.Protocol, family)
+	}
+	return fmt.Sprintf("%s %s/%s", f.Kind, netip.AddrPortFrom(f.Address, f.Port), p.Protocol)
+}
+
+func printService(p *printer, s *appliance.ServiceStatus) {
+	p.line("%s/%s, %s", s.Namespace, s.Name, s.Type)
+	for _, port := range s.Ports {
+		p.line("")
+		for _, f := range port.Frontends {
+			p.row("  "+frontend(&f, &port), "from this node: "+f.Inside, "from elsewhere: "+f.Outside)
+			if len(f.Sources) > 0 {
+				p.line("    only from %s", prefixes(f.Sources))
+			}
+		}
+		if port.Sticky {
+			p.line("    a client keeps its endpoint")
+		}
+		for _, e := range port.Endpoints {
+			p.line("    -> %s", e)
+		}
+		for _, e := range port.Local {
+			p.line("    -> %s (policy Local)", e)
+		}
+	}
+	for _, problem := range s.Problems {
+		p.line("%s %s", p.paint(yellow, "warning:"), problem)
+	}
+}
