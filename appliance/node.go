@@ -76,7 +76,11 @@ func (d *Daemon) startFromStore() error {
 }
 
 // saveDelay gathers changes before the picture is written: it is a fallback, and a disk wears out.
-const saveDelay = 2 * time.Second
+// The whole picture is written each time, and no more than one part in saveShare of the time goes into that.
+const (
+	saveDelay = 2 * time.Second
+	saveShare = 50
+)
 
 // saveSnapshots keeps the newest picture in the store.
 func (d *Daemon) saveSnapshots(ctx context.Context) {
@@ -87,6 +91,7 @@ func (d *Daemon) saveSnapshots(ctx context.Context) {
 			return
 		case s = <-d.save:
 		}
+		start := time.Now()
 		if err := d.store.SaveSnapshot(ctx, s); err != nil && ctx.Err() == nil {
 			d.log.Error("keeping the picture of the cluster", zap.Error(err))
 		}
@@ -99,7 +104,7 @@ func (d *Daemon) saveSnapshots(ctx context.Context) {
 			default:
 			}
 			return
-		case <-time.After(saveDelay):
+		case <-time.After(max(saveDelay, saveShare*time.Since(start))):
 		}
 	}
 }

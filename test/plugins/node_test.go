@@ -69,7 +69,7 @@ var (
 const manifest = `
 apiVersion: v1
 kind: Node
-metadata: {name: n, uid: node-n}
+metadata: {name: node1, uid: node-1}
 spec: {podCIDR: 10.77.0.0/24, podCIDRs: [10.77.0.0/24, "fd77::/64"]}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}, {type: InternalIP, address: "2001:db8::1"}]}
 `
@@ -132,7 +132,7 @@ func (n *node) start() {
 	log, err := os.OpenFile(n.path("log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	n.no(err)
 	defer log.Close()
-	n.daemon = exec.Command(n.path("bin/weftd"), "--manifests", n.path("manifests"), "--node-name", "n", "--state-dir", n.path("state"),
+	n.daemon = exec.Command(n.path("bin/weftd"), "--manifests", n.path("manifests"), "--node-name", "node1", "--state-dir", n.path("state"),
 		"--run-dir", n.path("run"), "--cni-conf-dir", n.path("conf"), "--cni-bin-dir", n.path("bin"), "--listen", "")
 	n.daemon.Stdout, n.daemon.Stderr = log, log
 	// It must not outlive the test, also when that is killed. The signal comes when the thread that forked ends.
@@ -152,7 +152,7 @@ func (n *node) start() {
 	}(n.daemon, n.done)
 	n.no(<-started)
 	n.t.Cleanup(n.stop)
-	n.eventually("weftd being ready", 10*time.Second, func() error {
+	n.eventually("weftd being ready", 5*time.Second, func() error {
 		_, err := os.Stat(n.path("conf/10-weft.conflist"))
 		return err
 	})

@@ -1,0 +1,245 @@
+package plugins
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"weft.network/weft/appliance/kernel/netnstest"
+)
+
+// hostPort is the one that tests use for TCP and UDP on every address.
+const hostPort = 18080
+
+func hostPorts() []portMapping {
+	return []portMapping{{hostPort, containerPort, "tcp", ""}, {hostPort, containerPort, "udp", ""}}
+}
+
+// asked is one question to a host port and who must have been seen asking; an empty answer means that nobody may answer.
+type asked struct {
+	from     *netnstest.NS
+	who      string
+	network  string
+	to       netip.AddrPort
+	id       string
+	seen     netip.Addr
+	anybody  bool // which address was seen does not matter
+	whereToo string
+}
+
+func (a asked) ask() error {
+	id, seen, err := ask(a.from, a.network, a.to)
+	switch {
+	case a.id == "" && err == nil:
+		return fmt.Errorf("%s to %s/%s: answered by %s, want nobody", a.who, a.to, a.network, id)
+	case a.id != "" && (err != nil || id != a.id || seen != a.seen):
+		return fmt.Errorf("%s to %s/%s: answered by %q, which saw %s: %v; want %s and %s", a.who, a.to, a.network, id, seen, err, a.id, a.seen)
+	}
+	return nil
+}
+
+// TestHostPorts asks for every way to a host port and for the client's address that arrives there. The source is translated only
+// where the container could not answer: from 127.0.0.1, and from itself.
+func TestHostPorts(t *testing.T) {
+	for _, daemon := range []bool{true, false} {
+		t.Run(fmt.Sprintf("weftd %t", daemon), func(t *testing.T) {
+			n := newNode(t)
+			if daemon {
+				n.start()
+			}
+			list := n.chain("1.0.0")
+			web := newContainer(t, "web", append(hostPorts(),
+				portMapping{18081, containerPort, "tcp", node4.String()}, portMapping{18081, containerPort, "udp", node4.String()},
+				portMapping{18082, containerPort, "tcp", node6.String()}, portMapping{18083, containerPort, "tcp", "127.0.0.1"})...)
+			n.mustAdd(list, web)
+			gateway4, gateway6 := ownRanges[0].Addr().Next(), ownRanges[1].Addr().Next()
+			var all []asked
+			for _, network := range []string{"tcp", "udp"} {
+				all = append(all,
+					asked{from: n.client, who: "client", network: network, to: netip.AddrPortFrom(node4, hostPort), id: "web", seen: client4},
+					asked{from: n.client, who: "client", network: network, to: netip.AddrPortFrom(second4, hostPort), id: "web", seen: client4},
+					asked{from: n.client, who: "client", network: network, to: netip.AddrPortFrom(node6, hostPort), id: "web", seen: client6},
+					asked{from: n.ns, who: "node", network: network, to: netip.AddrPortFrom(node4, hostPort), id: "web", seen: node4},
+					asked{from: n.ns, who: "node", network: network, to: netip.AddrPortFrom(node6, hostPort), id: "web", seen: node6},
+					asked{from: n.ns, who: "node", network: network, to: netip.AddrPortFrom(localhost, hostPort), id: "web", seen: gateway4},
+					asked{from: n.ns, who: "node", network: network, to: netip.AddrPortFrom(netip.IPv6Loopback(), hostPort)},
+					asked{from: web.ns, who: "web itself", network: network, to: netip.AddrPortFrom(node4, hostPort), id: "web", seen: gateway4},
+					asked{from: web.ns, who: "web itself", network: network, to: netip.AddrPortFrom(node6, hostPort), id: "web", seen: gateway6},
+					asked{from: n.client, who: "client", network: network, to: netip.AddrPortFrom(node4, 18081), id: "web", seen: client4},
+					asked{from: n.client, who: "client", network: network, to: netip.AddrPortFrom(second4, 18081)},
+					asked{from: n.client, who: "client", network: network, to: netip.AddrPortFrom(node6, 18081)})
+			}
+			all = append(all,
+				asked{from: n.client, who: "client", network: "tcp", to: netip.AddrPortFrom(node6, 18082), id: "web", seen: client6},
+				asked{from: n.client, who: "client", network: "tcp", to: netip.AddrPortFrom(node4, 18082)},
+				asked{from: n.ns, who: "node", network: "tcp", to: netip.AddrPortFrom(localhost, 18083), id: "web", seen: gateway4},
+				asked{from: n.client, who: "client", network: "tcp", to: netip.AddrPortFrom(node4, 18083)})
+			for _, a := range all {
+				if err := a.ask(); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := n.check(list, web); err != nil {
+				t.Errorf("CHECK: %v", err)
+			}
+			for range 2 {
+				n.no(n.del(list, web))
+			}
+			for _, a := range all {
+				a.id = ""
+				if a.network == "tcp" { // there is nobody who could refuse a UDP packet
+					if err := a.ask(); err != nil {
+						t.Errorf("after DEL: %v", err)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestHostPortTaken gives a port to one container only, and says who has it.
+func TestHostPortTaken(t *testing.T) {
+	for _, daemon := range []bool{true, false} {
+		t.Run(fmt.Sprintf("weftd %t", daemon), func(t *testing.T) {
+			n := newNode(t)
+			if daemon {
+				n.start()
+			}
+			list := n.chain("1.0.0")
+			first, second := newContainer(t, "first", hostPorts()...), newContainer(t, "second", hostPorts()...)
+			n.mustAdd(list, first)
+			_, err := n.add(list, second)
+			if err == nil || !strings.Contains(err.Error(), "first") || !strings.Contains(err.Error(), fmt.Sprint(hostPort)) {
+				t.Errorf("ADD of a second container with the same host port: %v", err)
+			}
+			n.no(n.del(list, second)) // as a runtime does after a failed ADD
+			if err := (asked{from: n.client, who: "client", network: "tcp", to: netip.AddrPortFrom(node4, hostPort), id: "first", seen: client4}).ask(); err != nil {
+				t.Error(err)
+			}
+			n.no(n.del(list, first))
+			n.mustAdd(list, second)
+			if err := (asked{from: n.client, who: "client", network: "tcp", to: netip.AddrPortFrom(node4, hostPort), id: "second", seen: client4}).ask(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestUDPClientMoves has a client that keeps sending from one socket, whatever happens, as DNS resolvers and syslog do: its
+// packets must reach the container that has the host port now.
+func TestUDPClientMoves(t *testing.T) {
+	for _, daemon := range []bool{true, false} {
+		for _, to := range []netip.Addr{node4, node6} {
+			t.Run(fmt.Sprintf("weftd %t %s", daemon, to), func(t *testing.T) {
+				n := newNode(t)
+				if daemon {
+					n.start()
+				}
+				list := n.chain("1.0.0")
+				old, next := newContainer(t, "old", hostPorts()...), newContainer(t, "next", hostPorts()...)
+				conn, err := dial(n.client, "udp", netip.AddrPortFrom(to, hostPort), time.Minute)
+				n.no(err)
+				defer conn.Close()
+				n.unanswered(conn) // before there is anybody to answer
+				n.mustAdd(list, old)
+				n.answers(conn, "old")
+				n.no(n.del(list, old))
+				n.unanswered(conn)
+				n.mustAdd(list, next)
+				took := n.answers(conn, "next")
+				t.Logf("the new container answered %v after ADD", took)
+			})
+		}
+	}
+}
+
+// query sends one packet and returns who answers within a moment.
+func query(conn net.Conn) (string, error) {
+	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	if _, err := conn.Write([]byte("?")); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+		return "", err
+	}
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	id, _, err := whoWas(line)
+	return id, err
+}
+
+// answers waits until the container answers; all that may come before is what was on the way.
+func (n *node) answers(conn net.Conn, want string) time.Duration {
+	n.t.Helper()
+	return n.eventually("an answer from "+want, time.Second, func() error {
+		id, err := query(conn)
+		if err == nil && id != want {
+			err = fmt.Errorf("%s answers", id)
+		}
+		return err
+	})
+}
+
+// unanswered keeps sending for a while in which the kernel would remember the connection.
+func (n *node) unanswered(conn net.Conn) {
+	n.t.Helper()
+	n.eventually("silence after DEL", time.Second, func() error {
+		for range 5 {
+			if id, err := query(conn); err == nil {
+				return fmt.Errorf("%s answers", id)
+			}
+		}
+		return nil
+	})
+}
+
+// TestForeignFlush repairs host ports that somebody else removed, within a second.
+func TestForeignFlush(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	list := n.chain("1.0.0")
+	web := newContainer(t, "web", hostPorts()...)
+	n.mustAdd(list, web)
+	for _, command := range []string{
+		"nft flush table inet weft", "nft delete table inet weft", "nft flush ruleset", "nft flush map inet weft hostport4", "nft flush chain inet weft hostports_in",
+	} {
+		n.ns.Run("sh", "-c", command)
+		start := time.Now()
+		for _, a := range []asked{
+			{from: n.client, who: "client", network: "tcp", to: netip.AddrPortFrom(node4, hostPort), id: "web", seen: client4},
+			{from: n.client, who: "client", network: "tcp", to: netip.AddrPortFrom(node6, hostPort), id: "web", seen: client6},
+		} {
+			n.eventually("repair after "+command, time.Second-time.Since(start), a.ask)
+		}
+		t.Logf("%s: repaired in %v", command, time.Since(start))
+		n.eventually("CHECK after "+command, time.Second, func() error { return n.check(list, web) })
+	}
+}
+
+// TestCheckHostPorts wants CHECK to look into the kernel: a port that is not there, or leads elsewhere, is found.
+func TestCheckHostPorts(t *testing.T) {
+	for _, command := range []string{
+		"nft delete element inet weft hostport4 { tcp . 18080 }",
+		"nft flush map inet weft hostport6",
+		"nft flush chain inet weft hostports_in",
+		"nft delete table inet weft",
+	} {
+		t.Run(command, func(t *testing.T) {
+			n := newNode(t)
+			list := n.chain("1.0.0")
+			web := newContainer(t, "web", hostPorts()...)
+			n.mustAdd(list, web)
+			n.no(n.check(list, web))
+			n.ns.Run("sh", "-c", command) // nobody is there to repair it
+			if err := n.check(list, web); err == nil {
+				t.Error("CHECK finds nothing wrong")
+			}
+			n.no(n.del(list, web))
+		})
+	}
+}
