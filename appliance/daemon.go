@@ -44,6 +44,7 @@ type Daemon struct {
 	source   cluster.Source
 	prober   *prober.Prober
 	metrics  *metrics
+	health   healthServers
 
 	// newest is the picture of the cluster with this node's own settings laid over it.
 	newest cluster.Holder
@@ -141,6 +142,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		d.loop.Services = &reconcile.Services{Flows: d.kernel, Yield: d.otherProxy}
 	}
 	d.metrics = newMetrics(d)
+	d.health = healthServers{log: d.log, servers: map[model.ServiceKey]*healthServer{}}
 	d.prober = d.newProber()
 	return d.startFromStore()
 }
@@ -178,8 +180,9 @@ func routeConfig(c *config.Config) route.Config {
 }
 
 // afterRound decides about the conflist: it is written once a round has succeeded and this node has addresses to give.
-func (d *Daemon) afterRound(reconcile.Status) {
+func (d *Daemon) afterRound(s reconcile.Status) {
 	d.rounds.Set(d.snapshot())
+	d.health.apply(s.Services.HealthChecks)
 	why := d.blocked()
 	if why != nil {
 		if text := why.Error(); text != d.told {

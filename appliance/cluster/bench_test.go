@@ -87,7 +87,8 @@ func largeList(b *testing.B) (services []corev1.Service, endpoints []discoveryv1
 func feeds(k *Kubernetes) (services, endpoints interface {
 	Add(any) error
 	Replace([]any, string) error
-}) {
+},
+) {
 	list := k.serviceKinds(fake.NewClientset())
 	return list[0].into, list[1].into
 }

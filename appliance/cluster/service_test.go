@@ -75,8 +75,10 @@ func TestConvertService(t *testing.T) {
 			s.ClusterIPs = addrs("fd00::a", "10.96.0.10")
 		}, nil},
 		{"old field alone", func(s *corev1.Service) { s.Spec.ClusterIPs = nil }, func(*model.Service) {}, nil},
-		{"old field alone, bad", func(s *corev1.Service) { s.Spec.ClusterIPs, s.Spec.ClusterIP = nil, "x" }, func(s *model.Service) { s.ClusterIPs = nil },
-			[]string{`spec.clusterIP: "x" is not an IPv4 or IPv6 address`}},
+		{
+			"old field alone, bad", func(s *corev1.Service) { s.Spec.ClusterIPs, s.Spec.ClusterIP = nil, "x" }, func(s *model.Service) { s.ClusterIPs = nil },
+			[]string{`spec.clusterIP: "x" is not an IPv4 or IPv6 address`},
+		},
 		{"none yet", func(s *corev1.Service) { s.Spec.ClusterIPs, s.Spec.ClusterIP = nil, "" }, func(s *model.Service) { s.ClusterIPs = nil }, nil},
 		{"empty one", func(s *corev1.Service) { s.Spec.ClusterIPs = []string{""} }, func(s *model.Service) { s.ClusterIPs = nil }, nil},
 		{"headless", func(s *corev1.Service) { s.Spec.ClusterIPs = []string{"None"} }, func(s *model.Service) { s.ClusterIPs, s.Headless = nil, true }, nil},
@@ -110,7 +112,8 @@ func TestConvertServicePorts(t *testing.T) {
 	}
 	want := []model.ServicePort{
 		{Name: "http", Protocol: model.TCP, Port: 80, NodePort: 30080, AppProtocol: "kubernetes.io/h2c"},
-		{Name: "dns", Protocol: model.UDP, Port: 53}, {Name: "sctp", Protocol: model.SCTP, Port: 80},
+		{Name: "dns", Protocol: model.UDP, Port: 53},
+		{Name: "sctp", Protocol: model.SCTP, Port: 80},
 	}
 	runServiceCases(t, []serviceCase{
 		{"NodePort", func(s *corev1.Service) { s.Spec.Type, s.Spec.Ports = "NodePort", list }, func(s *model.Service) { s.Type, s.Ports = "NodePort", want }, nil},
@@ -228,8 +231,10 @@ func TestConvertLoadBalancer(t *testing.T) {
 			annotation("x")(s)
 			s.Spec.LoadBalancerSourceRanges = []string{"10.0.0.0/8"}
 		}, annotated("x", ranges("10.0.0.0/8")), nil},
-		{"a bad range does not open the door", ofType(func(s *corev1.Service) { s.Spec.LoadBalancerSourceRanges = []string{"10.0.0.0/33"} }), ranges("0.0.0.0/32", "::/128"),
-			[]string{`spec.loadBalancerSourceRanges[0]: "10.0.0.0/33" is not a range`}},
+		{
+			"a bad range does not open the door", ofType(func(s *corev1.Service) { s.Spec.LoadBalancerSourceRanges = []string{"10.0.0.0/33"} }), ranges("0.0.0.0/32", "::/128"),
+			[]string{`spec.loadBalancerSourceRanges[0]: "10.0.0.0/33" is not a range`},
+		},
 		{"nor beside a good one", ofType(func(s *corev1.Service) {
 			s.Spec.LoadBalancerSourceRanges = []string{"10.0.0.0/8", "::ffff:10.0.0.0/104"}
 		}), ranges("10.0.0.0/8", "::/128"), []string{"spec.loadBalancerSourceRanges[1]: an IPv4 range in IPv6 form"}},

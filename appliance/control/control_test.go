@@ -113,7 +113,7 @@ func TestPassFile(t *testing.T) {
 		body, err := io.ReadAll(r.Body)
 		f := TakeFile(r)
 		if err != nil || f == nil {
-			WriteError(w, http.StatusBadRequest, fmt.Errorf("%v, file %v", err, f))
+			WriteError(w, http.StatusBadRequest, fmt.Errorf("%w, file %v", err, f))
 			return
 		}
 		defer f.Close()

@@ -345,7 +345,7 @@ func (l *Loop) applyRules(ctx context.Context, cfg route.Config, snap *model.Sna
 		return n, fmt.Errorf("applying the packet filter: %w", err)
 	}
 	if l.Services != nil {
-		l.Services.committed()
+		l.Services.committed(self)
 	}
 	return n, nil
 }

@@ -46,8 +46,19 @@ func (s *Services) compile(snap *model.Snapshot, self *model.Node, state *route.
 }
 
 // committed forgets the flows that cannot go on, once the kernel has the new rules.
-func (s *Services) committed() {
-	if gone := service.Gone(s.applied, s.result.Frontends); len(gone) > 0 && s.Flows != nil {
+func (s *Services) committed(self *model.Node) {
+	var gone []service.Flow
+	for _, f := range service.Gone(s.applied, s.result.Frontends) {
+		if f.Addr.IsValid() || !f.Untranslated {
+			gone = append(gone, f)
+			continue
+		}
+		// A node port alone would match strangers' flows to that port.
+		for _, f.Addr = range self.Addresses {
+			gone = append(gone, f)
+		}
+	}
+	if len(gone) > 0 {
 		s.Flows.ForgetService(gone)
 	}
 	s.applied = s.result.Frontends

@@ -37,8 +37,10 @@ func TestRequest(t *testing.T) {
 		{"weft-cni", "", `"runtimeConfig": {"mac": "01:00:5e:00:00:01"}`, `error: runtimeConfig.mac: MAC address "01:00:5e:00:00:01" is zero or a group address`},
 		{"weft-cni", "", `"runtimeConfig": {"mac": "x"}`, `error: runtimeConfig.mac: MAC address "x" is not of the form`},
 
-		{"weft-cni", "", `"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 8080, "protocol": "TCP"}, {"hostPort": 65535, "containerPort": 65535, "protocol": "sctp"}, {"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "::"}, {"hostPort": 1, "containerPort": 1, "hostIP": "fd00::1"}, {"hostPort": 0, "containerPort": 99}]}`,
-			"ports *:80->8080/tcp *:65535->65535/sctp *:53->53/udp fd00::1:1->1/tcp"},
+		{
+			"weft-cni", "", `"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 8080, "protocol": "TCP"}, {"hostPort": 65535, "containerPort": 65535, "protocol": "sctp"}, {"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "::"}, {"hostPort": 1, "containerPort": 1, "hostIP": "fd00::1"}, {"hostPort": 0, "containerPort": 99}]}`,
+			"ports *:80->8080/tcp *:65535->65535/sctp *:53->53/udp fd00::1:1->1/tcp",
+		},
 		{"weft-cni", "", `"runtimeConfig": {"portMappings": [{"hostPort": 65536, "containerPort": 1}]}`, "error: runtimeConfig.portMappings[0]: hostPort 65536 must be 1 to 65535"},
 		{"weft-cni", "", `"runtimeConfig": {"portMappings": [{"hostPort": -1, "containerPort": 1}]}`, "error: portMappings[0]: hostPort -1"},
 		{"weft-cni", "", `"runtimeConfig": {"portMappings": [{"hostPort": 1}]}`, "error: portMappings[0]: containerPort 0 must be 1 to 65535"},
@@ -58,8 +60,10 @@ func TestRequest(t *testing.T) {
 		{"host-local", "", `"ipam": {"subnet": "10.5.0.0/24"}`, "range 10.5.0.0/24 10.5.0.1-10.5.0.254 but [10.5.0.1]"},
 		{"host-local", "", `"ipam": {"subnet": "10.5.0.0/24", "rangeStart": "10.5.0.10", "rangeEnd": "10.5.0.20", "gateway": "10.5.0.254"}`, "range 10.5.0.0/24 10.5.0.10-10.5.0.20 but [10.5.0.254]"},
 		{"host-local", "", `"ipam": {"subnet": "10.5.0.0/24", "ranges": [[{"subnet": "fd05::/64"}]]}`, "range 10.5.0.0/24 10.5.0.1-10.5.0.254 but [10.5.0.1], range fd05::/64"},
-		{"host-local", "", `"ipam": {"ranges": [[{"subnet": "10.5.0.0/24"}, {"subnet": "10.6.0.0/24", "rangeEnd": "10.6.0.9"}]]}`,
-			"range 10.5.0.0/24 10.5.0.1-10.5.0.254 but [10.5.0.1] or 10.6.0.0/24 10.6.0.1-10.6.0.9 but [10.6.0.1]"},
+		{
+			"host-local", "", `"ipam": {"ranges": [[{"subnet": "10.5.0.0/24"}, {"subnet": "10.6.0.0/24", "rangeEnd": "10.6.0.9"}]]}`,
+			"range 10.5.0.0/24 10.5.0.1-10.5.0.254 but [10.5.0.1] or 10.6.0.0/24 10.6.0.1-10.6.0.9 but [10.6.0.1]",
+		},
 		{"host-local", "", `"runtimeConfig": {"ipRanges": [[{"subnet": "10.7.0.0/24"}]]}, "ipam": {"ranges": [[{"subnet": "fd05::/64"}]]}`, "range 10.7.0.0/24 10.7.0.1-10.7.0.254 but [10.7.0.1], range fd05::/64"},
 		{"host-local", "IP=10.5.0.9", `"ipam": {"subnet": "10.5.0.0/24"}`, "want [10.5.0.9]"},
 		{"host-local", "", `"ipam": {"subnet": "10.5.0.0/24", "dataDir": "/x"}, "runtimeConfig": {"mac": "x"}`, "range 10.5.0.0/24"},
@@ -79,14 +83,20 @@ func TestRequest(t *testing.T) {
 		{"host-local", "", `"ipam": {"ranges": [[{"subnet": "10.5.0.0/24"}, {"subnet": "fd05::/64"}]]}`, "error: ipam.ranges[0][1]: fd05::/64 is of another family"},
 
 		// Chained plugins.
-		{"portmap", "", `"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 8080}]}, "prevResult": {"ips": [{"address": "10.5.0.2/24"}, {"address": "10.5.0.3/24"}, {"address": "fd05::2/64"}]}`,
-			"open net/c1/eth0 to [10.5.0.2 fd05::2]: *:80->8080/tcp"},
-		{"portmap", "", `"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 8080}]}, "prevResult": {"interfaces": [{"name": "br0"}, {"name": "net1", "sandbox": "x"}, {"name": "eth0", "sandbox": "x"}],
+		{
+			"portmap", "", `"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 8080}]}, "prevResult": {"ips": [{"address": "10.5.0.2/24"}, {"address": "10.5.0.3/24"}, {"address": "fd05::2/64"}]}`,
+			"open net/c1/eth0 to [10.5.0.2 fd05::2]: *:80->8080/tcp",
+		},
+		{
+			"portmap", "", `"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 8080}]}, "prevResult": {"interfaces": [{"name": "br0"}, {"name": "net1", "sandbox": "x"}, {"name": "eth0", "sandbox": "x"}],
 			"ips": [{"address": "10.5.0.1/24", "interface": 0}, {"address": "10.5.0.2/24", "interface": 1}, {"address": "10.5.0.3/24", "interface": 2}, {"address": "fd05::3/64", "interface": 7}]}`,
-			"open net/c1/eth0 to [10.5.0.3 fd05::3]: *:80->8080/tcp"},
-		{"portmap", "", `"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 8080}]}, "prevResult": {"interfaces": [{"name": "eth0"}, {"name": "eth0", "sandbox": "x"}],
+			"open net/c1/eth0 to [10.5.0.3 fd05::3]: *:80->8080/tcp",
+		},
+		{
+			"portmap", "", `"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 8080}]}, "prevResult": {"interfaces": [{"name": "eth0"}, {"name": "eth0", "sandbox": "x"}],
 			"ips": [{"address": "10.5.0.1/24", "interface": 0}, {"address": "10.5.0.2/24", "interface": 1}]}`,
-			"open net/c1/eth0 to [10.5.0.2]: *:80->8080/tcp"},
+			"open net/c1/eth0 to [10.5.0.2]: *:80->8080/tcp",
+		},
 		{"portmap", "", `"conditionsV4": [], "prevResult": {}`, ""},
 		{"bandwidth", "", `"ingressRate": 8, "ingressBurst": 9, "prevResult": {"interfaces": [{"name": "a"}, {"name": "b"}, {"name": "eth0", "sandbox": "x"}, {"name": "ifb"}]}`, "limit b to in 8/9 out 0/0"},
 		{"bandwidth", "", `"ingressRate": 8, "ingressBurst": 9, "prevResult": {"interfaces": [{"name": "a"}]}`, "limit a to in 8/9 out 0/0"},

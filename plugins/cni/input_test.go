@@ -187,8 +187,14 @@ func TestOwnNamespace(t *testing.T) {
 		override string
 		code     uint
 	}{
-		{int(own.Fd()), "ADD", "", 8}, {int(own.Fd()), "ADD", "0", 8}, {int(own.Fd()), "ADD", "true", 0}, {int(own.Fd()), "ADD", "1", 0},
-		{int(own.Fd()), "DEL", "", 0}, {int(other.Fd()), "ADD", "", 0}, {-1, "ADD", "", 0}, {100000, "ADD", "", 0},
+		{int(own.Fd()), "ADD", "", 8},
+		{int(own.Fd()), "ADD", "0", 8},
+		{int(own.Fd()), "ADD", "true", 0},
+		{int(own.Fd()), "ADD", "1", 0},
+		{int(own.Fd()), "DEL", "", 0},
+		{int(other.Fd()), "ADD", "", 0},
+		{-1, "ADD", "", 0},
+		{100000, "ADD", "", 0},
 	} {
 		env := testEnv(tc.command)
 		env["CNI_NETNS_OVERRIDE"] = tc.override
@@ -206,7 +212,9 @@ func TestParseBody(t *testing.T) {
 		{"PLUGIN=weft-cni\x00CNI_COMMAND=ADD\x00CNI_ARGS=A=B;C=D\x00\x00{\"a\":\x00}", `weft-cni map[CNI_ARGS:A=B;C=D CNI_COMMAND:ADD] "{\"a\":\x00}"`},
 		{"\x00", ` map[] ""`},
 		{"CNI_X\x00\x00", ` map[CNI_X:] ""`},
-		{"", "error"}, {"PLUGIN=x", "error"}, {"PLUGIN=x\x00", "error"},
+		{"", "error"},
+		{"PLUGIN=x", "error"},
+		{"PLUGIN=x\x00", "error"},
 	} {
 		c, err := ParseBody([]byte(tc.body))
 		got := fmt.Sprintf("%s %v %q", c.Plugin, c.Env, c.Stdin)

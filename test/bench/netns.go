@@ -141,10 +141,14 @@ func (n *Netns) answers(addr netip.Addr) error {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SYNCNT, 1); err != nil {
 			return fmt.Errorf("limiting the tries to connect: %w", err)
 		}
-		if err := unix.Connect(fd, to); !errors.Is(err, unix.ECONNREFUSED) {
-			return fmt.Errorf("%s does not answer: connecting gave %v, want a refusal", addr, err)
+		err = unix.Connect(fd, to)
+		switch {
+		case errors.Is(err, unix.ECONNREFUSED):
+			return nil
+		case err == nil:
+			err = errors.New("somebody listens where nobody should")
 		}
-		return nil
+		return fmt.Errorf("connecting to %s: %w, want a refusal", addr, err)
 	})
 }
 

@@ -97,9 +97,24 @@ func (r *Report) markdown() string {
 		table = append(table, res.cells())
 	}
 	writeTable(&out, table)
+	met, missed := r.budgets()
+	fmt.Fprintf(&out, "\nBudgets: %d met, %d missed.\n", met, missed)
 	fmt.Fprint(&out, "\nValues are medians; a ratio is the median of the ratios of pairs that were measured one after the other.\n\n")
 	fmt.Fprintln(&out, strings.Join(r.about, "\n"))
 	return out.String()
+}
+
+func (r *Report) budgets() (met, missed int) {
+	for _, res := range r.Results {
+		switch {
+		case res.Met == nil:
+		case *res.Met:
+			met++
+		default:
+			missed++
+		}
+	}
+	return met, missed
 }
 
 // cells prints a result as a line of the table.

@@ -5,7 +5,8 @@ import (
 	"fmt"
 )
 
-// Row is one comparison. A file adds its rows to the table with register.
+// Row is one comparison. To add one, add a file row_SUBJECT.go whose init calls register. What its Run makes through the Lab is
+// removed when it returns.
 type Row struct {
 	// Name is what -run matches.
 	Name string

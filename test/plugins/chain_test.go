@@ -8,16 +8,14 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containernetworking/cni/libcni"
-
 	"weft.network/weft/appliance/kernel/netnstest"
 )
 
 // TestDelLate takes a chain down when the namespace, the daemon, or both are gone, and twice.
 func TestDelLate(t *testing.T) {
 	for _, tc := range []struct {
-		name             string
-		netnsGone, stop  bool
+		name            string
+		netnsGone, stop bool
 	}{
 		{"namespace gone", true, false},
 		{"weftd stopped", false, true},
@@ -121,10 +119,10 @@ func TestLoopback(t *testing.T) {
 // weft's own main plugin stands in for it there.
 func TestResultVersions(t *testing.T) {
 	for version, golden := range map[string]string{
-		"0.3.1": `"interface":2,"version":"4","address":"10.88.0.2/24","gateway":"10.88.0.1"`,
-		"0.4.0": `"interface":2,"version":"4","address":"10.88.0.2/24","gateway":"10.88.0.1"`,
-		"1.0.0": `"interface":2,"address":"10.88.0.2/24","gateway":"10.88.0.1"`,
-		"1.1.0": `"interface":1,"address":"10.77.0.2/32","gateway":"169.254.1.1"`,
+		"0.3.1": `{"address":"10.88.0.2/24","gateway":"10.88.0.1","interface":2,"version":"4"}`,
+		"0.4.0": `{"address":"10.88.0.2/24","gateway":"10.88.0.1","interface":2,"version":"4"}`,
+		"1.0.0": `{"address":"10.88.0.2/24","gateway":"10.88.0.1","interface":2}`,
+		"1.1.0": `{"address":"10.77.0.2/32","gateway":"169.254.1.1","interface":1}`,
 	} {
 		t.Run(version, func(t *testing.T) {
 			n := newNode(t)
@@ -182,5 +180,3 @@ func (n *node) cached(c *container) string {
 	n.t.Fatalf("libcni has no result of %s", c.id)
 	return ""
 }
-
-var _ = libcni.RuntimeConf{}

@@ -214,8 +214,9 @@ func (n *node) list(version, name string, plugins ...plugin) *libcni.NetworkConf
 	return list
 }
 
+// bridge has hairpinMode, without which a kernel that filters bridged packets cannot send one back to where it came from.
 func bridge(ipam plugin) plugin {
-	return plugin{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": ipam}
+	return plugin{"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipam": ipam}
 }
 
 // hostLocal gives addresses from the ranges, with a default route for each family.

@@ -23,14 +23,12 @@ func hostPorts() []portMapping {
 
 // asked is one question to a host port and who must have been seen asking; an empty answer means that nobody may answer.
 type asked struct {
-	from     *netnstest.NS
-	who      string
-	network  string
-	to       netip.AddrPort
-	id       string
-	seen     netip.Addr
-	anybody  bool // which address was seen does not matter
-	whereToo string
+	from    *netnstest.NS
+	who     string
+	network string
+	to      netip.AddrPort
+	id      string
+	seen    netip.Addr
 }
 
 func (a asked) ask() error {
@@ -98,6 +96,58 @@ func TestHostPorts(t *testing.T) {
 						t.Errorf("after DEL: %v", err)
 					}
 				}
+			}
+		})
+	}
+}
+
+// TestHostPortFromNeighbour asks from another container of the same bridge, which the answer would reach without passing the
+// translation again. A kernel that filters bridged packets translates it there.
+func TestHostPortFromNeighbour(t *testing.T) {
+	for _, filtered := range []string{"1", "0"} {
+		t.Run("bridge-nf-call-iptables "+filtered, func(t *testing.T) {
+			n := newNode(t)
+			n.start()
+			for _, f := range []string{"ip", "ip6"} {
+				n.ns.Run("sysctl", "-q", "-w", "net.bridge.bridge-nf-call-"+f+"tables="+filtered)
+			}
+			list := n.chain("1.0.0")
+			web, neighbour := newContainer(t, "web", hostPorts()...), newContainer(t, "neighbour")
+			n.mustAdd(list, web, neighbour)
+			for _, network := range []string{"tcp", "udp"} {
+				for _, to := range []netip.Addr{node4, node6} {
+					if id, _, err := ask(neighbour.ns, network, netip.AddrPortFrom(to, hostPort)); err != nil || id != "web" {
+						t.Errorf("neighbour to %s/%s: answered by %q: %v", to, network, id, err)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestLoopbackStaysClosed has a container send to the node's loopback, for which the way is open once host ports answer on
+// 127.0.0.1: only they may, not what else listens there.
+func TestLoopbackStaysClosed(t *testing.T) {
+	for _, daemon := range []bool{true, false} {
+		t.Run(fmt.Sprintf("weftd %t", daemon), func(t *testing.T) {
+			n := newNode(t)
+			if daemon {
+				n.start()
+			}
+			var secret net.Listener
+			n.no(n.ns.Do(func() (err error) {
+				secret, err = net.Listen("tcp", "127.0.0.1:9999")
+				return err
+			}))
+			defer secret.Close()
+			list := n.chain("1.0.0")
+			web := newContainer(t, "web", hostPorts()...)
+			n.mustAdd(list, web)
+			web.ns.Sysctl("ipv4/conf/all/route_localnet", "1")
+			web.ns.IP("route del local 127.0.0.0/8 dev lo table local\nroute del local 127.0.0.1 dev lo table local\nroute add 127.0.0.1 via 10.88.0.1 src 10.88.0.2")
+			if conn, err := dial(web.ns, "tcp", netip.MustParseAddrPort("127.0.0.1:9999"), 300*time.Millisecond); err == nil {
+				conn.Close()
+				t.Error("a container reaches a server on the node's 127.0.0.1")
 			}
 		})
 	}

@@ -1,0 +1,69 @@
+package appliance
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"weft.network/weft/appliance/compile/service"
+	"weft.network/weft/appliance/model"
+)
+
+func freePort(t *testing.T) uint16 {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return uint16(l.Addr().(*net.TCPAddr).Port)
+}
+
+func ask(port uint16) (int, string) {
+	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body)
+}
+
+func TestHealthServers(t *testing.T) {
+	h := &healthServers{log: zap.NewNop(), servers: map[model.ServiceKey]*healthServer{}}
+	key, port := model.ServiceKey{Namespace: "default", Name: "web"}, freePort(t)
+	want := func(port uint16, local int) map[model.ServiceKey]service.HealthCheck {
+		return map[model.ServiceKey]service.HealthCheck{key: {Port: port, LocalEndpoints: local}}
+	}
+	for _, tc := range []struct {
+		local, code int
+		text        string
+	}{
+		{2, 200, `"localEndpoints":2`},
+		{0, 503, `"localEndpoints":0`},
+		{1, 200, `"service":{"name":"web","namespace":"default"}`},
+	} {
+		h.apply(want(port, tc.local))
+		h.apply(want(port, tc.local))
+		if code, body := ask(port); code != tc.code || !strings.Contains(body, tc.text) {
+			t.Errorf("%d local endpoints: %d %s", tc.local, code, body)
+		}
+	}
+	other := freePort(t)
+	h.apply(want(other, 1))
+	if code, body := ask(other); code != 200 {
+		t.Errorf("the new port: %d %s", code, body)
+	}
+	if code, _ := ask(port); code != 0 {
+		t.Error("the old port still answers")
+	}
+	h.apply(nil)
+	if code, _ := ask(other); code != 0 {
+		t.Error("answers although the Service is gone")
+	}
+}
