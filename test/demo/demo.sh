@@ -153,6 +153,36 @@ given=$(for pod in t1 t2 t3 t4; do address $pod 1; done | sort)
 reused() { [ "$(wc -l <<<"$freed")" = 4 ] && [ "$(sort <<<"$freed")" = "$given" ] && [ -z "$(addresses | sort | uniq -d)" ]; }
 prove "addresses freed on scale-down are used again, none twice" reused
 
+say "A Service: one virtual address for web2 and web3, and the rules behind it"
+cat > "/run/weft-lab/$WEFT_LAB/manifests/web.yaml" <<YAML
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec: {type: NodePort, clusterIP: 10.96.0.80, clusterIPs: [10.96.0.80], ports: [{port: 80, targetPort: 8080, nodePort: 30080}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: default, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints:
+- {addresses: [$(address web2 1)], conditions: {ready: true}, nodeName: node2}
+- {addresses: [$(address web3 1)], conditions: {ready: true}, nodeName: node3}
+YAML
+served() { weft lab exec node1 -- weft service list -o json | jq -e '.[0].ports[0].endpoints | length == 2' >/dev/null; }
+for _ in $(seq 50); do served && break; sleep 0.1; done
+show "weft lab exec node1 -- weft service show web"
+show "weft lab exec node1 -- nft list map inet weft_services endpoints4"
+show "weft lab exec web1 -- weft lab-pod get http://10.96.0.80/"
+both() {
+    local seen
+    seen=$(for _ in $(seq 30); do weft lab exec web1 -- weft lab-pod get http://10.96.0.80/; done | jq -r '.pod + " " + .client' | sort -u)
+    [ "$seen" = "default/web2 $(address web1 1)"$'\n'"default/web3 $(address web1 1)" ]
+}
+prove "a Service's address leads to both Pods, and they see the client's own address" both
+from_outside() { weft lab exec outside -- weft lab-pod get "http://172.30.1.11:30080/" >/dev/null; }
+prove "its node port answers a host outside of the cluster" from_outside
+
 say "The daemons are killed on both ends of a conversation"
 printf '%s$ %s%s\n' "$bold" "weft lab exec web1 -- weft lab-pod load http://$target:8080/ &" "$plain"
 mkfifo "$scratch/stop"

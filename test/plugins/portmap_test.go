@@ -134,9 +134,9 @@ func TestLoopbackStaysClosed(t *testing.T) {
 			if daemon {
 				n.start()
 			}
-			var secret net.Listener
+			var secret net.PacketConn
 			n.no(n.ns.Do(func() (err error) {
-				secret, err = net.Listen("tcp", "127.0.0.1:9999")
+				secret, err = net.ListenPacket("udp", "127.0.0.1:9999")
 				return err
 			}))
 			defer secret.Close()
@@ -144,10 +144,21 @@ func TestLoopbackStaysClosed(t *testing.T) {
 			web := newContainer(t, "web", hostPorts()...)
 			n.mustAdd(list, web)
 			web.ns.Sysctl("ipv4/conf/all/route_localnet", "1")
-			web.ns.IP("route del local 127.0.0.0/8 dev lo table local\nroute del local 127.0.0.1 dev lo table local\nroute add 127.0.0.1 via 10.88.0.1 src 10.88.0.2")
-			if conn, err := dial(web.ns, "tcp", netip.MustParseAddrPort("127.0.0.1:9999"), 300*time.Millisecond); err == nil {
-				conn.Close()
-				t.Error("a container reaches a server on the node's 127.0.0.1")
+			web.ns.IP(`route del local 127.0.0.0/8 dev lo table local
+				route del local 127.0.0.1 dev lo table local
+				route add 127.0.0.1 via 10.88.0.1 src 10.88.0.2`)
+			// The last one shows that the server hears.
+			for _, from := range []*netnstest.NS{web.ns, n.ns} {
+				conn, err := dial(from, "udp", netip.MustParseAddrPort("127.0.0.1:9999"), time.Second)
+				n.no(err)
+				defer conn.Close()
+				_, err = conn.Write([]byte("?"))
+				n.no(err)
+			}
+			n.no(secret.SetReadDeadline(time.Now().Add(time.Second)))
+			_, from, err := secret.ReadFrom(make([]byte, 1))
+			if n.no(err); !strings.HasPrefix(from.String(), localhost.String()+":") {
+				t.Errorf("a server on the node's 127.0.0.1 hears %s, a container", from)
 			}
 		})
 	}
