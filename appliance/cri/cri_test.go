@@ -116,11 +116,7 @@ func TestErrors(t *testing.T) {
 }
 
 func TestFind(t *testing.T) {
-	root, err := os.MkdirTemp("", "cri") // short: a socket's path has at most 107 bytes
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(root)
+	root := t.TempDir() // a socket's path has at most 107 bytes: keep the name of this test short
 	if _, err := Find(root); !errors.Is(err, ErrNoRuntime) || !strings.Contains(err.Error(), "runtimeSocket in weft.yaml") || !strings.Contains(err.Error(), Sockets[0]) {
 		t.Errorf("none: %v", err)
 	}

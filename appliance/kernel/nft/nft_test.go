@@ -220,7 +220,7 @@ func everything() []Table {
 		R("", Within(IPSaddr, prefix("10.0.0.0/8")), Within(IPDaddr, prefix("10.1.2.0/23")), Accept),
 		R("", Within(IP6Saddr, prefix("fe80::/10")), Eq(IP6Daddr, a("ff02::1")), NotIn("v6", IP6Saddr), Accept),
 		R("", Eq(UDPDport, Port(4789)), Eq(UDPSport, Port(1)), Accept),
-		R("", Eq(TCPSport, Port(1)), Reject(RejectReset)),
+		R("", Eq(TCPSport, Port(1)), RejectReset),
 		R("", Eq(THDport, Port(1)), RejectPort),
 		R("", Limit{Rate: 100, Per: Second, Burst: 50}, Log{Group: 77, Prefix: "weft deny in", Snaplen: 80}),
 		R("", Limit{Rate: 10, Per: Minute, Burst: 5}, Log{Group: 1, Prefix: "x"}, Drop),
