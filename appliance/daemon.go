@@ -138,6 +138,9 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	}, d.kernel, d.kernel, d.log.Named("reconcile"))
 	d.loop.OnChange = d.afterRound
 	d.loop.NoFabric = !d.cfg.Has(config.RoleFabric)
+	if d.loop.Missing, err = d.kernel.missing(); err != nil {
+		return err
+	}
 	if d.cfg.Has(config.RoleServices) {
 		d.loop.Services = &reconcile.Services{Flows: d.kernel, Yield: d.otherProxy}
 	}

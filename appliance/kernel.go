@@ -124,6 +124,19 @@ func (k *kernel) Apply(ctx context.Context, want []ruleset.Table) (int, error) {
 	return s.ElementsAdded + s.ElementsDeleted + s.Chains, err
 }
 
+// missing names what this kernel's packet filter cannot do, each with the option that a kernel needs for it.
+func (k *kernel) missing() ([]string, error) {
+	problems, err := k.rules.Probe()
+	if err != nil {
+		return nil, fmt.Errorf("trying what the kernel's packet filter can do: %w", err)
+	}
+	out := make([]string, 0, len(problems))
+	for _, p := range problems {
+		out = append(out, p.String())
+	}
+	return out, nil
+}
+
 // Differs says how much Apply would change.
 func (k *kernel) Differs(want []ruleset.Table) (int, error) { return k.rules.Differs(want) }
 

@@ -64,13 +64,14 @@ var (
 	descRTT       = prometheus.NewDesc("weft_peer_rtt_seconds", "Round trip to the peer by the Pod path.", []string{"node", "family"}, nil)
 	descMTU       = prometheus.NewDesc("weft_peer_path_mtu_bytes", "Largest packet that reaches the peer.", []string{"node", "family"}, nil)
 	descProblem   = prometheus.NewDesc("weft_peer_problem", "1 when the last probe of the peer found something wrong.", []string{"node", "family"}, nil)
+	descMissing   = prometheus.NewDesc("weft_kernel_features_missing", "Features of the packet filter that this kernel lacks.", nil, nil)
 	descWarnings  = prometheus.NewDesc("weft_warnings", "Warnings on the status screen.", nil, nil)
 )
 
 func (collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
 		descReady, descConnected, descStored, descAddresses, descLeases, descRounds, descRepairs, descTook, descFailed,
-		descRTT, descMTU, descProblem, descWarnings,
+		descRTT, descMTU, descProblem, descMissing, descWarnings,
 	} {
 		ch <- desc
 	}
@@ -93,6 +94,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descLeases, float64(s.Store.Leases))
 	gauge(descWarnings, float64(len(s.Warnings)))
 	loop := c.d.loop.Status()
+	gauge(descMissing, float64(len(c.d.loop.Missing)))
 	count(descRounds, loop.Rounds)
 	count(descRepairs, loop.Repairs)
 	gauge(descTook, loop.Took.Seconds())

@@ -76,6 +76,9 @@ type Loop struct {
 	Rules    Rules
 	Log      *zap.Logger
 	OnChange func(Status)
+	// Missing names what this kernel's packet filter cannot do. With anything in it, rules that the kernel refuses are a
+	// problem to report, and the node goes on without them: Pods that reach each other unguarded beat a node without a network.
+	Missing []string
 	// NoFabric leaves links, routes and the Pods' rules to somebody else: the role fabric is off.
 	NoFabric bool
 	// Services is nil without that role.
@@ -267,7 +270,11 @@ func (l *Loop) apply(ctx context.Context, t Trigger) (state *route.State, change
 	if n > 0 {
 		changes = append(changes, fmt.Sprintf("%d nftables objects", n))
 	}
-	problems = slices.Clone(l.problems)
+	problems = append(slices.Clone(l.problems), l.Missing...)
+	if err != nil && len(l.Missing) > 0 {
+		problems = append(problems, "the node works without its packet filter: "+err.Error())
+		err = nil
+	}
 	if l.Services != nil {
 		problems = append(problems, l.Services.problems()...)
 	}

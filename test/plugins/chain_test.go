@@ -90,7 +90,7 @@ func TestLoopback(t *testing.T) {
 			rt.IfName = "lo"
 			c.ns.IP("link set lo down")
 			err := n.ns.Do(func() error {
-				_, err := n.cni.AddNetworkList(n.ctx, list, rt)
+				_, err := n.cni().AddNetworkList(n.ctx, list, rt)
 				return err
 			})
 			n.no(err)
@@ -101,7 +101,7 @@ func TestLoopback(t *testing.T) {
 				}
 			}
 			check := func() error {
-				return n.ns.Do(func() error { return n.cni.CheckNetworkList(n.ctx, list, rt) })
+				return n.ns.Do(func() error { return n.cni().CheckNetworkList(n.ctx, list, rt) })
 			}
 			n.no(check())
 			c.ns.IP("link set lo down")
@@ -109,7 +109,7 @@ func TestLoopback(t *testing.T) {
 				t.Error("CHECK does not see that lo is down")
 			}
 			for range 2 {
-				n.no(n.ns.Do(func() error { return n.cni.DelNetworkList(n.ctx, list, rt) }))
+				n.no(n.ns.Do(func() error { return n.cni().DelNetworkList(n.ctx, list, rt) }))
 			}
 		})
 	}

@@ -167,7 +167,7 @@ func TestCollectByRuntime(t *testing.T) {
 	gone.ports = []portMapping{{18080, containerPort, "tcp", ""}}
 	n.mustAdd(list, gone, stays)
 	err := n.ns.Do(func() error {
-		return n.cni.GCNetworkList(n.ctx, list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: "stays", IfName: "eth0"}}})
+		return n.cni().GCNetworkList(n.ctx, list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: "stays", IfName: "eth0"}}})
 	})
 	n.no(err)
 	n.holds(stays)
@@ -186,9 +186,9 @@ func TestCollectChain(t *testing.T) {
 	n.mustAdd(list, gone, stays)
 	meet(t, gone, stays)
 	n.no(n.ns.Do(func() error {
-		return n.cni.GCNetworkList(n.ctx, list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: "stays", IfName: "eth0"}}})
+		return n.cni().GCNetworkList(n.ctx, list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: "stays", IfName: "eth0"}}})
 	}))
-	n.no(n.ns.Do(func() error { return n.cni.GetStatusNetworkList(n.ctx, list) }))
+	n.no(n.ns.Do(func() error { return n.cni().GetStatusNetworkList(n.ctx, list) }))
 	if left := n.leases(); len(left) != 1 || left[0].ContainerID != "stays" {
 		t.Errorf("leases after GC: %v, want that of stays alone", left)
 	}

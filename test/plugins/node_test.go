@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -81,7 +82,6 @@ type node struct {
 	ns     *netnstest.NS
 	client *netnstest.NS
 	dir    string
-	cni    *libcni.CNIConfig
 	daemon *exec.Cmd
 	done   chan struct{}
 }
@@ -105,7 +105,6 @@ func newNode(t testing.TB) *node {
 	for _, name := range []string{"weft", "weftd", "weft-cni", "weft-ipam", "host-local", "portmap", "bandwidth", "loopback"} {
 		n.no(os.Symlink(weft, n.path("bin/"+name)))
 	}
-	n.cni = libcni.NewCNIConfigWithCacheDir([]string{n.path("bin"), referencePlugins}, n.path("cache"), nil)
 	quick(n.ns)
 	quick(n.client)
 	netnstest.Veth(n.ns, "up0", n.client, "up0")
@@ -126,14 +125,17 @@ func (n *node) no(err error) {
 	}
 }
 
-// start runs weftd until stop or the end of the test, and waits until the node is ready.
-func (n *node) start() {
+// start runs weftd until stop or the end of the test, and waits until it answers and the node is ready.
+func (n *node) start(flags ...string) {
 	n.t.Helper()
 	log, err := os.OpenFile(n.path("log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	n.no(err)
 	defer log.Close()
-	n.daemon = exec.Command(n.path("bin/weftd"), "--manifests", n.path("manifests"), "--node-name", "node1", "--state-dir", n.path("state"),
-		"--run-dir", n.path("run"), "--cni-conf-dir", n.path("conf"), "--cni-bin-dir", n.path("bin"), "--listen", "")
+	args := []string{
+		"--manifests", n.path("manifests"), "--node-name", "node1", "--state-dir", n.path("state"), "--run-dir", n.path("run"),
+		"--cni-conf-dir", n.path("conf"), "--cni-bin-dir", n.path("bin"), "--listen", "",
+	}
+	n.daemon = exec.Command(n.path("bin/weftd"), append(args, flags...)...)
 	n.daemon.Stdout, n.daemon.Stderr = log, log
 	// It must not outlive the test, also when that is killed. The signal comes when the thread that forked ends.
 	n.daemon.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -152,11 +154,18 @@ func (n *node) start() {
 	}(n.daemon, n.done)
 	n.no(<-started)
 	n.t.Cleanup(n.stop)
+	sign := "conf/10-weft.conflist"
+	if slices.Contains(flags, withoutFabric) {
+		sign = "run/weft.sock" // the conflist is another network's
+	}
 	n.eventually("weftd being ready", 5*time.Second, func() error {
-		_, err := os.Stat(n.path("conf/10-weft.conflist"))
+		_, err := os.Stat(n.path(sign))
 		return err
 	})
 }
+
+// withoutFabric is the flag for a weftd next to another Pod network.
+const withoutFabric = "--roles=services"
 
 // stop ends weftd and waits for its end.
 func (n *node) stop() {
@@ -241,11 +250,16 @@ func (n *node) chain(version string) *libcni.NetworkConfigList {
 	return n.list(version, "chained", bridge(hostLocal(ownRanges)), bandwidth(), portmap())
 }
 
+// cni is the runtime's side. One is not made for several calls at a time.
+func (n *node) cni() *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir([]string{n.path("bin"), referencePlugins}, n.path("cache"), nil)
+}
+
 // add attaches a container and returns what the list answered.
 func (n *node) add(list *libcni.NetworkConfigList, c *container) (*types100.Result, error) {
 	var res *types100.Result
 	err := n.ns.Do(func() error {
-		r, err := n.cni.AddNetworkList(n.ctx, list, c.conf())
+		r, err := n.cni().AddNetworkList(n.ctx, list, c.conf())
 		if err != nil {
 			return err
 		}
@@ -273,11 +287,11 @@ func (n *node) mustAdd(list *libcni.NetworkConfigList, cs ...*container) {
 }
 
 func (n *node) check(list *libcni.NetworkConfigList, c *container) error {
-	return n.ns.Do(func() error { return n.cni.CheckNetworkList(n.ctx, list, c.conf()) })
+	return n.ns.Do(func() error { return n.cni().CheckNetworkList(n.ctx, list, c.conf()) })
 }
 
 func (n *node) del(list *libcni.NetworkConfigList, c *container) error {
-	return n.ns.Do(func() error { return n.cni.DelNetworkList(n.ctx, list, c.conf()) })
+	return n.ns.Do(func() error { return n.cni().DelNetworkList(n.ctx, list, c.conf()) })
 }
 
 // call executes one plugin as another one delegates to it.

@@ -37,7 +37,7 @@ func (a asked) ask() error {
 	case a.id == "" && err == nil:
 		return fmt.Errorf("%s to %s/%s: answered by %s, want nobody", a.who, a.to, a.network, id)
 	case a.id != "" && (err != nil || id != a.id || seen != a.seen):
-		return fmt.Errorf("%s to %s/%s: answered by %q, which saw %s: %v; want %s and %s", a.who, a.to, a.network, id, seen, err, a.id, a.seen)
+		return fmt.Errorf("%s to %s/%s: answered by %q, which saw %s; want %s and %s: %w", a.who, a.to, a.network, id, seen, a.id, a.seen, err)
 	}
 	return nil
 }
@@ -101,27 +101,23 @@ func TestHostPorts(t *testing.T) {
 	}
 }
 
-// TestHostPortFromNeighbour asks from another container of the same bridge, which the answer would reach without passing the
-// translation again. A kernel that filters bridged packets translates it there.
+// TestHostPortFromNeighbour asks from another container of the same bridge. The kernel must filter bridged packets
+// (br_netfilter): otherwise the answer goes straight to the neighbour, which does not know who answers.
 func TestHostPortFromNeighbour(t *testing.T) {
-	for _, filtered := range []string{"1", "0"} {
-		t.Run("bridge-nf-call-iptables "+filtered, func(t *testing.T) {
-			n := newNode(t)
-			n.start()
-			for _, f := range []string{"ip", "ip6"} {
-				n.ns.Run("sysctl", "-q", "-w", "net.bridge.bridge-nf-call-"+f+"tables="+filtered)
+	n := newNode(t)
+	n.start()
+	for _, f := range []string{"ip", "ip6"} {
+		n.ns.Run("sysctl", "-q", "-w", "net.bridge.bridge-nf-call-"+f+"tables=1")
+	}
+	list := n.chain("1.0.0")
+	web, neighbour := newContainer(t, "web", hostPorts()...), newContainer(t, "neighbour")
+	n.mustAdd(list, web, neighbour)
+	for _, network := range []string{"tcp", "udp"} {
+		for _, to := range []netip.Addr{node4, node6} {
+			if id, _, err := ask(neighbour.ns, network, netip.AddrPortFrom(to, hostPort)); err != nil || id != "web" {
+				t.Errorf("neighbour to %s/%s: answered by %q: %v", to, network, id, err)
 			}
-			list := n.chain("1.0.0")
-			web, neighbour := newContainer(t, "web", hostPorts()...), newContainer(t, "neighbour")
-			n.mustAdd(list, web, neighbour)
-			for _, network := range []string{"tcp", "udp"} {
-				for _, to := range []netip.Addr{node4, node6} {
-					if id, _, err := ask(neighbour.ns, network, netip.AddrPortFrom(to, hostPort)); err != nil || id != "web" {
-						t.Errorf("neighbour to %s/%s: answered by %q: %v", to, network, id, err)
-					}
-				}
-			}
-		})
+		}
 	}
 }
 
@@ -303,4 +299,82 @@ func TestCheckHostPorts(t *testing.T) {
 			n.no(n.del(list, web))
 		})
 	}
+}
+
+// TestCheckOneFamily has nothing to complain about when the daemon that opened an IPv4 port is gone, or came after it.
+func TestCheckOneFamily(t *testing.T) {
+	n := newNode(t)
+	list := n.list("1.0.0", "four", bridge(hostLocal(ownRanges[:1])), portmap())
+	early, late := newContainer(t, "early", portMapping{18081, containerPort, "tcp", ""}), newContainer(t, "late", hostPorts()...)
+	n.mustAdd(list, early)
+	n.start()
+	n.mustAdd(list, late)
+	for range 2 {
+		for _, c := range []*container{early, late} {
+			if err := n.check(list, c); err != nil {
+				t.Errorf("weftd %t: CHECK %s: %v", n.daemon != nil, c.id, err)
+			}
+		}
+		n.stop()
+	}
+}
+
+// TestCheckWhileOthersCome checks one container again and again while others with host ports are attached and detached.
+func TestCheckWhileOthersCome(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	list := n.list("1.0.0", "weft", plugin{"type": "weft-cni"}, portmap())
+	web := newContainer(t, "web", hostPorts()...)
+	n.mustAdd(list, web)
+	others, done := []*container{newContainer(t, "a"), newContainer(t, "b")}, make(chan error)
+	for i, c := range others {
+		c.ports = []portMapping{{19000 + i, containerPort, "tcp", ""}}
+		go func() {
+			for range 20 {
+				_, err := n.add(list, c)
+				if err = errors.Join(err, n.del(list, c)); err != nil {
+					done <- err
+					return
+				}
+			}
+			done <- nil
+		}()
+	}
+	failed, all := 0, 0
+	var last error
+	for left := len(others); left > 0; {
+		select {
+		case err := <-done:
+			n.no(err)
+			left--
+		default:
+			if err := n.check(list, web); err != nil {
+				failed, last = failed+1, err
+			}
+			all++
+		}
+	}
+	if failed > 0 {
+		t.Errorf("%d of %d CHECKs of a container that is fine failed: %v", failed, all, last)
+	}
+}
+
+// TestHostPortsBesideAnotherNetwork opens them although weftd does not run the Pod network: portmap is in that network's list.
+func TestHostPortsBesideAnotherNetwork(t *testing.T) {
+	n := newNode(t)
+	n.ns.Sysctl("ipv6/conf/all/forwarding", "1") // the other network's business, as is the IPv4 one
+	n.start(withoutFabric)
+	list := n.chain("1.0.0")
+	web := newContainer(t, "web", hostPorts()...)
+	n.mustAdd(list, web)
+	for _, a := range []asked{
+		{from: n.client, who: "client", network: "tcp", to: netip.AddrPortFrom(node4, hostPort), id: "web", seen: client4},
+		{from: n.client, who: "client", network: "tcp", to: netip.AddrPortFrom(node6, hostPort), id: "web", seen: client6},
+	} {
+		if err := a.ask(); err != nil {
+			t.Error(err)
+		}
+	}
+	n.no(n.check(list, web))
+	n.no(n.del(list, web))
 }
