@@ -27,7 +27,8 @@ func CleanKernel(ctx context.Context, cfg config.Config, version string) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, k.close()) }()
-	if _, err := k.Apply(ctx, []ruleset.Table{{Family: ruleset.INet, Name: ruleset.TableName}}); err != nil {
+	none := []ruleset.Table{{Family: ruleset.INet, Name: ruleset.TableName}, {Family: ruleset.INet, Name: ruleset.ServiceTable}}
+	if _, err := k.Apply(ctx, none); err != nil {
 		return fmt.Errorf("removing the packet filter: %w", err)
 	}
 	if _, err := k.ApplyHost(ctx, route.HostNet{}); err != nil {
