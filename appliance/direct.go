@@ -87,6 +87,7 @@ func (d *direct) openKernel() (*kernel, error) {
 		if err != nil {
 			return nil, err
 		}
+		k.flows.closing = true // there is nothing to gather: this process ends with its call
 		d.kernel = k
 		d.cleanup = append(d.cleanup, func() error {
 			ctx, cancel := context.WithTimeout(context.Background(), directWait)

@@ -88,9 +88,11 @@ func (p tcpPath) run(ctx context.Context, lab *Lab) ([]Result, error) {
 		if err != nil {
 			return nil, err
 		}
-		ct := compare("", "", s[2], "", s[1], noBudget).Ratio
+		// Whoever translates or filters has conntrack; a third path shows how much of the difference is that.
+		cost := compare("", "", s[2], "", s[1], noBudget).Ratio.Median
+		beside := compare("", "", s[0], "", s[2], noBudget).Ratio.Median
 		out = append(out, compare(load.what, load.unit, s[0], p.bare.String(), s[1], load.budget).
-			note("%s: %s×", tracked, number(ct.Median)))
+			note("%s: %s× by itself, weft beside it %s×", tracked, number(cost), number(beside)))
 	}
 	return out, nil
 }

@@ -9,11 +9,11 @@ import (
 	"testing"
 )
 
-// TestConformance runs the network tests of the official suite. It takes about an hour, so it must be asked for.
+// TestConformance runs the network tests of the official suite. It takes minutes, so it must be asked for.
 func TestConformance(t *testing.T) {
 	needCluster(t)
 	if !suiteWanted() {
-		t.Skip("takes an hour: run make conformance")
+		t.Skip("takes minutes: run make conformance")
 	}
 	known, err := readKnownFailures(knownFailuresText)
 	if err != nil {

@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 )
 
-// cluster is shared by all tests: it has two nodes with the network installed.
+// cluster is shared by all tests: it has two nodes, or WEFT_E2E_NODES, with the network installed.
 var cluster *Cluster
 
 func TestMain(m *testing.M) {
@@ -26,8 +27,15 @@ func runInCluster(m *testing.M) (code int) {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
+	nodes := 2
+	if text := os.Getenv("WEFT_E2E_NODES"); text != "" {
+		if nodes, err = strconv.Atoi(text); err != nil || nodes < 2 {
+			fmt.Fprintf(os.Stderr, "WEFT_E2E_NODES=%s: set it to a number from 2\n", text)
+			return 2
+		}
+	}
 	began := time.Now()
-	cluster, err = Start(2, network)
+	cluster, err = Start(nodes, network)
 	defer func() {
 		if err := cluster.Close(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -41,7 +49,7 @@ func runInCluster(m *testing.M) (code int) {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	fmt.Printf("two Ready nodes after %.1f s\n", time.Since(began).Seconds())
+	fmt.Printf("%d Ready nodes after %.1f s\n", nodes, time.Since(began).Seconds())
 	return m.Run()
 }
 

@@ -2,13 +2,14 @@
 # Runs weft in a real cluster on this machine: builds what is missing, starts two nodes, runs the tests of this folder.
 # usage: run.sh [go test arguments]     needs root; WEFT_E2E_NETWORK=bridge takes the reference plugins instead of weft
 #        run.sh -run Conformance        runs the network tests of the official suite; WEFT_E2E_FOCUS and WEFT_E2E_SKIP,
-#                                       regular expressions of test names, replace what is run and what is left out
+#                                       regular expressions of test names, replace what is run and what is left out;
+#                                       WEFT_E2E_NODES=3 makes three nodes, each a zone, for the tests that want three
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 WEFT_CACHE=$(realpath -m "${WEFT_CACHE:-$here/../../.cache}")
 export WEFT_CACHE
 cd "$here/../.."
-# The suite takes an hour and larger images: only when asked for.
+# The suite takes minutes and larger images: only when asked for.
 case "$*" in
 *Conformance*) set_name=conformance WEFT_CONFORMANCE=1 limit=2h ;;
 *) set_name=core WEFT_CONFORMANCE= limit=20m ;;
