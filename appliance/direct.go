@@ -128,11 +128,30 @@ type directNode struct{ d *direct }
 func (n directNode) Facts() attach.Facts                        { return attach.Facts{NotReady: n.d.away()} }
 func (directNode) Pod(context.Context, model.PodRef) *model.Pod { return nil }
 func (directNode) Exhausted(model.PodRef, error)                {}
-func (directNode) CheckGuards() error                           { return nil } // what they should be only the daemon knows
+
+// CheckGuards compares the host ports, also those of others. What the rest of the table should be only the daemon knows. It may have
+// left out a family without host ports, which SyncPorts does not.
+func (n directNode) CheckGuards() error {
+	ports := n.d.attacher.HostPorts()
+	if len(ports) == 0 {
+		return nil
+	}
+	differ := 0
+	for _, both := range []bool{true, false} {
+		var err error
+		if differ, err = n.d.kernel.Differs([]ruleset.Table{ruleset.HostPortTable(ports, both)}); err != nil {
+			return fmt.Errorf("reading the packet filter: %w", err)
+		}
+		if differ == 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("the host ports in table inet weft in the kernel differ from what they should be in %d objects", differ)
+}
 
 // SyncPorts programs the host ports and leaves the rest of the table as the daemon left it.
 func (n directNode) SyncPorts(ctx context.Context, ports []*model.HostPorts) error {
-	table := ruleset.HostPortTable(ports)
+	table := ruleset.HostPortTable(ports, true)
 	_, err := n.d.kernel.Apply(ctx, []ruleset.Table{table})
 	return err
 }
@@ -222,6 +241,15 @@ func (d *direct) ClearBandwidth(ctx context.Context, hostIf string) error {
 		return err
 	}
 	return k.ClearBandwidth(ctx, hostIf)
+}
+
+// ClearPodBandwidth takes the limits of the host end of a Pod's interface back.
+func (d *direct) ClearPodBandwidth(ctx context.Context, nsFD int, ifName string) error {
+	k, err := d.openKernel()
+	if err != nil {
+		return err
+	}
+	return k.ClearPodBandwidth(ctx, nsFD, ifName)
 }
 
 // CheckBandwidth compares the limits in the kernel.

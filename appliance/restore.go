@@ -71,7 +71,7 @@ func (d *Daemon) restore(ctx context.Context) (attach.State, error) {
 
 // lostPorts reads the host ports of attachments that the store knows none of from the maps in the kernel.
 func (d *Daemon) lostPorts(state attach.State) ([]*model.HostPorts, error) {
-	elements, err := d.kernel.rules.Elements(ruleset.HostPortTable(nil))
+	elements, err := d.kernel.rules.Elements(ruleset.HostPortTable(nil, true))
 	if err != nil {
 		return nil, fmt.Errorf("reading host ports from the kernel: %w", err)
 	}

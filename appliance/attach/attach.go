@@ -30,6 +30,8 @@ type Kernel interface {
 	InUse(ctx context.Context, a netip.Addr) (string, error)
 	SetBandwidth(ctx context.Context, hostIf string, b model.Bandwidth) error
 	ClearBandwidth(ctx context.Context, hostIf string) error
+	// ClearPodBandwidth is ClearBandwidth for the host end of an interface in a namespace.
+	ClearPodBandwidth(ctx context.Context, nsFD int, ifName string) error
 	CheckBandwidth(ctx context.Context, hostIf string, b model.Bandwidth) error
 	Loopback(ctx context.Context, nsFD int, check bool) error
 	// LetLocalhostReach makes host ports of these addresses answer on the node's 127.0.0.1.
@@ -215,6 +217,11 @@ func (a *Attacher) SetBandwidth(ctx context.Context, hostIf string, b model.Band
 // ClearBandwidth takes the limits back; it is no error when there are none.
 func (a *Attacher) ClearBandwidth(ctx context.Context, hostIf string) error {
 	return a.kernel.ClearBandwidth(ctx, hostIf)
+}
+
+// ClearPodBandwidth takes the limits of the host end of a Pod's interface back.
+func (a *Attacher) ClearPodBandwidth(ctx context.Context, nsFD int, ifName string) error {
+	return a.kernel.ClearPodBandwidth(ctx, nsFD, ifName)
 }
 
 // CheckBandwidth compares the limits in the kernel.

@@ -175,6 +175,8 @@ func (k *fakeKernel) SetBandwidth(_ context.Context, hostIf string, b model.Band
 	return nil
 }
 
+func (k *fakeKernel) ClearPodBandwidth(context.Context, int, string) error { return nil }
+
 func (k *fakeKernel) ClearBandwidth(_ context.Context, hostIf string) error {
 	if err := k.step("ClearBandwidth"); err != nil {
 		return err

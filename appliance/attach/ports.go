@@ -116,7 +116,7 @@ func (a *Attacher) CheckPorts(_ context.Context, hp *model.HostPorts) error {
 	if have == nil || !slices.Equal(have.Mappings, hp.Mappings) || !slices.Equal(have.Addresses, hp.Addresses) {
 		return fmt.Errorf("attachment %s has not the host ports that were asked for", hp.AttachmentKey)
 	}
-	return nil
+	return a.node.CheckGuards()
 }
 
 // HostPorts returns all host ports, sorted by attachment.

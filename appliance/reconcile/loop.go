@@ -86,7 +86,8 @@ type Loop struct {
 
 	trigger chan Trigger
 
-	run sync.Mutex // one round at a time
+	run    sync.Mutex      // one round at a time
+	fabric []ruleset.Table // the packet filter of the Pod network as it was last set; run guards it
 
 	mu     sync.Mutex
 	config route.Config
@@ -321,14 +322,12 @@ func (l *Loop) attachments() []podnet.Attachment {
 	return out
 }
 
-// CheckRules compares the packet filter of the Pod network in the kernel with what it should be, and changes nothing.
+// CheckRules compares the packet filter of the Pod network in the kernel with what it was last set to, and changes nothing: a
+// host port that is about to be opened is missing rightly.
 func (l *Loop) CheckRules() error {
 	l.run.Lock()
 	defer l.run.Unlock()
-	l.mu.Lock()
-	cfg, state := l.config, l.status.State
-	l.mu.Unlock()
-	n, err := l.Rules.Differs([]ruleset.Table{l.table(cfg, &state)})
+	n, err := l.Rules.Differs(l.fabric)
 	if err != nil {
 		return fmt.Errorf("reading the packet filter: %w", err)
 	}
@@ -341,16 +340,20 @@ func (l *Loop) CheckRules() error {
 // applyRules sets all tables, since one that is not named is removed. Those that did not change cost a comparison.
 func (l *Loop) applyRules(ctx context.Context, cfg route.Config, snap *model.Snapshot, self *model.Node, s *route.State) (int, error) {
 	var tables []ruleset.Table
-	if !l.NoFabric {
+	if l.NoFabric { // another network's list may name our portmap
+		tables = append(tables, ruleset.HostPortTable(l.Inputs.Ports(), true))
+	} else {
 		tables = append(tables, l.table(cfg, s))
 	}
+	fabric := slices.Clip(tables)
 	if l.Services != nil {
-		tables = append(tables, l.Services.compile(snap, self, s))
+		tables = append(fabric, l.Services.compile(snap, self, s))
 	}
 	n, err := l.Rules.Apply(ctx, tables)
 	if err != nil {
 		return n, fmt.Errorf("applying the packet filter: %w", err)
 	}
+	l.fabric = fabric
 	if l.Services != nil {
 		l.Services.committed(self)
 	}

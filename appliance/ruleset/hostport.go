@@ -146,8 +146,13 @@ func (t *Table) hostPorts(sets hostPortSets, both bool) {
 		&Chain{Name: "hostports", Comment: "host ports of Pods", Rules: translate},
 		&Chain{
 			Name: "hostports_in", Comment: "packets to this node",
-			Base:  &Base{Type: NATing, Hook: Prerouting, Priority: PriorityDstNAT},
-			Rules: []Rule{R("", ToLocal, Goto("hostports"))},
+			Base: &Base{Type: NATing, Hook: Prerouting, Priority: PriorityDstNAT},
+			Rules: []Rule{
+				// route_localnet, which host ports on 127.0.0.1 need, opens the node's loopback to whatever is on that link. Behind
+				// another plugin's bridge no guard comes before. A connection's first packet passes here, so that is enough.
+				R("the node's loopback is not for others", Match{Left: MetaIIFName, Not: true, Right: IfName("lo")}, Within(IPDaddr, loopback4), Counter{}, Drop),
+				R("", ToLocal, Goto("hostports")),
+			},
 		},
 		&Chain{
 			Name: "hostports_out", Comment: "the node's own packets to itself",
@@ -164,10 +169,10 @@ func (t *Table) hostPorts(sets hostPortSets, both bool) {
 }
 
 // HostPortTable is the part of table "inet weft" that a plugin without a daemon may write: the host ports of all attachments,
-// and nothing else. Both families are named also without elements, so that the last host port goes too.
-func HostPortTable(ports []*model.HostPorts) Table {
+// and nothing else. With both, both families are named also without elements, so that the last host port goes too.
+func HostPortTable(ports []*model.HostPorts, both bool) Table {
 	t := Table{Family: INet, Name: TableName, Partial: true}
 	sets, _ := mapHostPorts(ports)
-	t.hostPorts(sets, true)
+	t.hostPorts(sets, both)
 	return t
 }

@@ -87,6 +87,8 @@ type Attacher interface {
 	CheckPorts(ctx context.Context, ports *model.HostPorts) error
 	SetBandwidth(ctx context.Context, hostIf string, b model.Bandwidth) error
 	ClearBandwidth(ctx context.Context, hostIf string) error
+	// ClearPodBandwidth is ClearBandwidth for the host end of an interface in a namespace.
+	ClearPodBandwidth(ctx context.Context, nsFD int, ifName string) error
 	CheckBandwidth(ctx context.Context, hostIf string, b model.Bandwidth) error
 	// Loopback sets the lo of the namespace up and reports its addresses, or, with check, only compares.
 	Loopback(ctx context.Context, nsFD int, check bool) error

@@ -145,8 +145,11 @@ func bandwidthAdd(ctx context.Context, t *task) (*types100.Result, error) {
 }
 
 func bandwidthDel(ctx context.Context, t *task) error {
-	if t.conf.prev == nil {
-		return nil // nothing says which interface; the kernel drops the limits with it
+	if t.conf.prev == nil { // versions before 0.4.0, or a runtime that lost its cache: ask the Pod's end
+		if t.call.NSFD < 0 {
+			return nil // the interface is gone, and weftd sweeps what is left of the limit
+		}
+		return t.a.ClearPodBandwidth(ctx, t.call.NSFD, t.env("CNI_IFNAME"))
 	}
 	hostIf, err := t.hostIf()
 	if err != nil {

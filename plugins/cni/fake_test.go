@@ -62,6 +62,10 @@ func (f *fakeAttacher) SetBandwidth(_ context.Context, hostIf string, b model.Ba
 	return f.say("limit %s to %s", hostIf, limitText(b))
 }
 
+func (f *fakeAttacher) ClearPodBandwidth(_ context.Context, _ int, ifName string) error {
+	return f.ClearBandwidth(context.Background(), "host end of "+ifName)
+}
+
 func (f *fakeAttacher) ClearBandwidth(_ context.Context, hostIf string) error {
 	return f.say("unlimit %s", hostIf)
 }

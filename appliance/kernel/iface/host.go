@@ -228,7 +228,12 @@ func (a *hostApply) wantedRoutes() map[fibKey]fibRoute {
 		}
 	}
 	for _, p := range a.want.Blackholes {
+		// After any other route to the range: a bridge that gives out these addresses (weft-ipam) has its subnet here, which the
+		// kernel adds with metric 0 (IPv4) or 256 (IPv6). IPv6 makes metric6 of none by itself.
 		f := fibRoute{dst: p.Masked(), refuse: true}
+		if p.Addr().Is4() {
+			f.metric = metric6
+		}
 		want[f.key()] = f
 	}
 	return want

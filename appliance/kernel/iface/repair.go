@@ -141,6 +141,34 @@ func (b *Backend) LinkOf(ctx context.Context, addr netip.Addr) (string, error) {
 	return b.linkName(routes[0].LinkIndex), nil
 }
 
+// ClearPodBandwidth takes back the limits of the host end of an interface in a namespace. It is no error when there is none.
+func (b *Backend) ClearPodBandwidth(ctx context.Context, nsFD int, ifName string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	h, err := netlink.NewHandleAt(netns.NsHandle(nsFD), unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("opening a netlink socket in the Pod's namespace: %w", err)
+	}
+	defer h.Close()
+	l, err := h.LinkByName(ifName)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("looking for link %s in the Pod's namespace: %w", ifName, err)
+	}
+	host, err := b.links.LinkByIndex(peerIndex(l))
+	if errors.As(err, &missing) || err == nil && host.Type() != l.Type() {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("looking for the host end of %s: %w", ifName, err)
+	}
+	return b.ClearBandwidth(ctx, host.Attrs().Name)
+}
+
 // IsNetNS reports whether an open file is a network namespace.
 func IsNetNS(f *os.File) bool { return checkNS(f) == nil }
 

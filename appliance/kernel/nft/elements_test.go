@@ -19,7 +19,7 @@ func TestHostPortsReadBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	if got, err := b.Elements(ruleset.HostPortTable(nil)); err != nil || len(got) != 0 {
+	if got, err := b.Elements(ruleset.HostPortTable(nil, true)); err != nil || len(got) != 0 {
 		t.Fatalf("without a table: %v, %v", got, err)
 	}
 	a4, a6 := netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")
@@ -34,7 +34,7 @@ func TestHostPortsReadBack(t *testing.T) {
 	if _, err := b.Apply(context.Background(), []ruleset.Table{table}); err != nil {
 		t.Fatal(err)
 	}
-	elements, err := b.Elements(ruleset.HostPortTable(nil))
+	elements, err := b.Elements(ruleset.HostPortTable(nil, true))
 	if err != nil {
 		t.Fatal(err)
 	}
