@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
@@ -31,17 +32,7 @@ func installCommand() *cli.Command {
 			&cli.StringFlag{Name: "manifests", Usage: "`DIR` of the cluster's objects instead of an API server, written to weft.yaml"},
 		),
 		OnUsageError: usageError, Before: noArguments,
-		Action: func(c *cli.Context) error {
-			env, opts, err := installEnv(c)
-			if err != nil {
-				return err
-			}
-			plan, err := install.Install(c.Context, env, opts)
-			if err != nil {
-				return err
-			}
-			return carryOut(c, env, plan)
-		},
+		Action: func(c *cli.Context) error { return carryOut(c, install.Install) },
 	}
 }
 
@@ -55,15 +46,7 @@ func uninstallCommand() *cli.Command {
 		),
 		OnUsageError: usageError, Before: noArguments,
 		Action: func(c *cli.Context) error {
-			env, opts, err := installEnv(c)
-			if err != nil {
-				return err
-			}
-			plan, err := install.Uninstall(c.Context, env, opts)
-			if err != nil {
-				return err
-			}
-			if err := carryOut(c, env, plan); err != nil || !c.Bool("kernel") || c.Bool("dry-run") {
+			if err := carryOut(c, install.Uninstall); err != nil || !c.Bool("kernel") || c.Bool("dry-run") {
 				return err
 			}
 			cfg, err := config.Load(defaultConfig, false)
@@ -75,19 +58,20 @@ func uninstallCommand() *cli.Command {
 	}
 }
 
-func installEnv(c *cli.Context) (install.Env, install.Options, error) {
+// carryOut plans, shows the plan, and does it unless --dry-run.
+func carryOut(c *cli.Context, planFor func(context.Context, install.Env, install.Options) (install.Plan, error)) error {
 	env, err := install.System()
 	if err != nil {
-		return env, install.Options{}, err
+		return err
 	}
 	env.Root = c.String("root")
-	return env, install.Options{
+	plan, err := planFor(c.Context, env, install.Options{
 		CNIBinDir: c.String("cni-bin-dir"), CNIConfDir: c.String("cni-conf-dir"), Kubeconfig: c.String("kubeconfig"),
 		Manifests: c.String("manifests"), NoStart: c.Bool("no-start"), Purge: c.Bool("purge"),
-	}, nil
-}
-
-func carryOut(c *cli.Context, env install.Env, plan install.Plan) error {
+	})
+	if err != nil {
+		return err
+	}
 	if err := show(c, plan, func(p *printer) { p.line("%s", plan.String()) }); err != nil {
 		return err
 	}
