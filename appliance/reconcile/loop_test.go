@@ -208,7 +208,7 @@ func TestRun(t *testing.T) {
 			r.Run(ctx)
 		}()
 		rounds := func(after time.Duration) uint64 {
-			time.Sleep(after)
+			<-time.After(after)
 			synctest.Wait()
 			return r.Status().Rounds
 		}
