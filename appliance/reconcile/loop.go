@@ -105,7 +105,7 @@ const (
 	audit = time.Minute
 	// firstRetry and lastRetry bound the pause after a failed round.
 	firstRetry = 200 * time.Millisecond
-	lastRetry  = 15 * time.Second
+	lastRetry  = 5 * time.Second
 )
 
 // New returns a loop that has not run yet.

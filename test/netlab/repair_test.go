@@ -100,7 +100,8 @@ func TestForeignRoute(t *testing.T) {
 	s.run("node1", "other")
 	s.out("node1", "ip route del 10.244.2.0/24 via 172.30.1.1")
 	s.delete("other")
-	s.eventually("weft's own route", time.Second, func() error {
+	// That somebody else's route goes is no event of ours: weft tries again, at longer and longer intervals up to 5 s.
+	s.eventually("weft's own route", 10*time.Second, func() error {
 		if now := s.kernel("node1"); now != before {
 			return fmt.Errorf("the kernel differs:\n%s", difference(before, now))
 		}
