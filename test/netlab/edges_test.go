@@ -42,7 +42,7 @@ func TestHostPorts(t *testing.T) {
 	}
 
 	s.out("node2", "nft flush ruleset")
-	s.eventually("host ports after the rules were flushed", time.Second, func() error {
+	s.eventually("host ports after the rules were flushed", repairTime, func() error {
 		_, err := s.get(lab.Outside, node.Addresses[0], 8088)
 		return err
 	})

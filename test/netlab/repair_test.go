@@ -50,13 +50,13 @@ func TestRepair(t *testing.T) {
 		s.quiet("node1")
 		before, repairs := s.kernel("node1"), s.status("node1").Fabric.Repairs
 		s.out("node1", command)
-		took := s.eventually("a repair after "+command, time.Second, func() error {
+		took := s.eventually("a repair after "+command, repairTime, func() error {
 			if now := s.kernel("node1"); now != before {
 				return fmt.Errorf("the kernel differs:\n%s", difference(before, now))
 			}
 			return nil
 		})
-		s.eventually("a count of the repair after "+command, time.Second, func() error {
+		s.eventually("a count of the repair after "+command, repairTime, func() error {
 			if s.status("node1").Fabric.Repairs == repairs {
 				return fmt.Errorf("still %d repairs", repairs)
 			}
@@ -90,7 +90,7 @@ func TestForeignRoute(t *testing.T) {
 	pod, far := s.run("node1", "pod")[0], s.run("node2", "far")[0]
 	before := s.kernel("node1")
 	s.out("node1", "ip route replace 10.244.2.0/24 via 172.30.1.1 dev eth0")
-	s.eventually("an error that names the route", time.Second, func() error {
+	s.eventually("an error that names the route", repairTime, func() error {
 		if said := s.status("node1").Fabric.Error; !strings.Contains(said, "10.244.2.0/24 via 172.30.1.1 dev eth0") {
 			return fmt.Errorf("the error is %q", said)
 		}
