@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
-	"time"
 
 	"weft.network/weft/appliance/lab"
 	"weft.network/weft/appliance/model"
