@@ -23,7 +23,7 @@ type flows struct {
 }
 
 // gatherTime is how long a pass waits for more: each one walks through the whole table.
-const gatherTime = 50 * time.Millisecond
+const gatherTime = 200 * time.Millisecond
 
 // forgetTime bounds one pass through the table.
 const forgetTime = 30 * time.Second

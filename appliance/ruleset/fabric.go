@@ -141,15 +141,7 @@ func (t *Table) postrouting(in FabricInput) {
 	if !in.Masquerade {
 		return
 	}
-	rules := []Rule{R("to a Pod of this node", Oif(PodLinks), Return)}
-	for _, f := range families {
-		if in.TunnelPort != 0 && hasFamily(in.TunnelSources, f) {
-			// Masqueraded, such a packet would come from a node and be believed.
-			rules = append(rules, R("Pods may not speak to tunnel ends", In("tunnel_peers"+f.suffix, f.daddr),
-				Eq(UDPDport, Port(in.TunnelPort)), Counter{}, Drop))
-		}
-	}
-	rules = append(rules, t.masquerade(in)...)
+	rules := append([]Rule{R("to a Pod of this node", Oif(PodLinks), Return)}, t.masquerade(in)...)
 	t.Chains = append(t.Chains, &Chain{
 		Name: "postrouting", Comment: "source addresses of packets that go out",
 		Base: &Base{Type: NATing, Hook: Postrouting, Priority: PrioritySrcNAT}, Rules: rules,
@@ -171,6 +163,11 @@ func (t *Table) masquerade(in FabricInput) []Rule {
 				Name: notSet, Comment: "destinations that see the Pod's own address", Key: []Type{f.addr}, Interval: true,
 				Blocks: Single(ranges(slices.Concat(in.NoMasquerade, multicast), f)...),
 			})
+		if in.TunnelPort != 0 && hasFamily(in.TunnelSources, f) {
+			// Masqueraded, such a packet would come from a node and be believed.
+			rules = append(rules, R("Pods may not speak to tunnel ends", In(podSet, f.saddr), In("tunnel_peers"+f.suffix, f.daddr),
+				Eq(UDPDport, Port(in.TunnelPort)), Counter{}, Drop))
+		}
 		rules = append(rules, R("", In(podSet, f.saddr), NotIn(notSet, f.daddr), Match{Left: MetaOIFName, Not: true, Right: IfName("lo")},
 			Masquerade{FullyRandom: true}))
 	}
