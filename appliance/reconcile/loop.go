@@ -259,6 +259,7 @@ func (l *Loop) apply(ctx context.Context, t Trigger) (state *route.State, change
 	self := snap.Node(cfg.NodeName)
 	state = &last
 	if self == nil || !applied || t.Fabric || !maps.Equal(l.nodes, snap.Nodes) {
+		l.nodes = nil // until it has succeeded, whatever the next round is about
 		if state, changes, err = l.applyFabric(ctx, cfg, snap, &last); err != nil || self == nil {
 			return state, changes, l.problems, err
 		}

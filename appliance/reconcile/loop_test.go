@@ -128,6 +128,23 @@ func TestRound(t *testing.T) {
 	}
 }
 
+// A failed round is made good by the next one, also when that one is about something else.
+func TestFailureIsRemembered(t *testing.T) {
+	r, ctx := newRig(), context.Background()
+	if err := r.Round(ctx, Trigger{}); err != nil {
+		t.Fatal(err)
+	}
+	r.w.failHost = errors.New("injected")
+	if err := r.Round(ctx, Trigger{Fabric: true}); err == nil {
+		t.Fatal("no error")
+	}
+	r.w.failHost = nil
+	before := r.w.hosts
+	if err := r.Round(ctx, Trigger{What: "a Pod changed"}); err != nil || r.w.hosts != before+1 {
+		t.Errorf("compared %d times more, want once (%v)", r.w.hosts-before, err)
+	}
+}
+
 // What a round changes after a foreign hand is a repair; what it changes otherwise is not.
 func TestRepairsAreCounted(t *testing.T) {
 	r, ctx := newRig(), context.Background()

@@ -110,6 +110,9 @@ func newNode(t testing.TB) *node {
 	netnstest.Veth(n.ns, "up0", n.client, "up0")
 	n.ns.IP("addr add 192.0.2.1/24 dev up0\naddr add 192.0.2.3/24 dev up0\naddr add 2001:db8::1/64 dev up0")
 	n.client.IP("addr add 192.0.2.2/24 dev up0\naddr add 2001:db8::2/64 dev up0")
+	// A bridge whose address was never set takes the lowest of its ports', another one with each container; the reference
+	// plugin's CHECK of the earlier ones then fails.
+	n.ns.IP("link add cni0 address 02:00:00:00:00:c0 type bridge")
 	return n
 }
 
