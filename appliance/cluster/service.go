@@ -67,6 +67,9 @@ func convertService(s *corev1.Service) (*model.Service, []fieldError) {
 	if !s.CreationTimestamp.IsZero() {
 		out.Created = s.CreationTimestamp.Unix()
 	}
+	if _, ok := s.Labels[corev1.IsHeadlessService]; ok {
+		out.OtherProxy = "headless"
+	}
 	if proxy, ok := s.Labels[otherProxyLabel]; ok {
 		out.OtherProxy = proxy
 		if proxy == "" { // the label counts, whatever its value

@@ -27,6 +27,9 @@ func convertSlice(s *discoveryv1.EndpointSlice) (*model.EndpointSlice, []fieldEr
 		Namespace: s.Namespace, Name: s.Name, Service: service, IPv6: s.AddressType == discoveryv1.AddressTypeIPv6,
 		Ports: endpointPorts(s.Ports, &bad),
 	}
+	_, headless := s.Labels[corev1.IsHeadlessService]
+	_, other := s.Labels[otherProxyLabel]
+	out.Unproxied = headless || other
 	if text, ok := s.Annotations[corev1.EndpointsLastChangeTriggerTime]; ok {
 		at, err := time.Parse(time.RFC3339Nano, text)
 		if err != nil {

@@ -40,7 +40,8 @@ type Service struct {
 	// LoadBalancerClass and LoadBalancerIP are for the allocator of addresses.
 	LoadBalancerClass string `json:"loadBalancerClass,omitempty"`
 	LoadBalancerIP    string `json:"loadBalancerIP,omitempty"`
-	// OtherProxy is the label service.kubernetes.io/service-proxy-name: somebody else serves this Service.
+	// OtherProxy is the label service.kubernetes.io/service-proxy-name: somebody else serves this Service. It is "headless"
+	// with the label service.kubernetes.io/headless: nobody does, although it may have a ClusterIP.
 	OtherProxy string `json:"otherProxy,omitempty"`
 	// Created is creationTimestamp in seconds since 1970: the older Service wins a conflict.
 	Created int64 `json:"created,omitempty"`
@@ -74,7 +75,9 @@ type EndpointSlice struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	// Service is the name in the label kubernetes.io/service-name.
-	Service   string         `json:"service"`
+	Service string `json:"service"`
+	// Unproxied is true with either of the labels that say so: no service proxy may send connections there; names may lead there.
+	Unproxied bool           `json:"unproxied,omitempty"`
 	IPv6      bool           `json:"ipv6,omitempty"`
 	Ports     []EndpointPort `json:"ports,omitempty"`
 	Endpoints []Endpoint     `json:"endpoints,omitempty"`

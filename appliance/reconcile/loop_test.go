@@ -293,6 +293,15 @@ func TestServices(t *testing.T) {
 	if len(r.w.gone) == 0 {
 		t.Error("a Service was scaled to zero, and no flow was forgotten")
 	}
+	hidden := *slice
+	hidden.Unproxied = true
+	r.snap = &model.Snapshot{Nodes: r.snap.Nodes, Services: r.snap.Services, Slices: map[model.SliceKey]*model.EndpointSlice{hidden.Key(): &hidden}}
+	if err := r.Round(ctx, Trigger{}); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(r.w.table(1), "10.0.2.9") {
+		t.Errorf("a slice that is not for proxies is served:\n%s", r.w.table(1))
+	}
 	r.Services.Yield = func() string { return "kube-proxy runs here" }
 	if err := r.Round(ctx, Trigger{}); err != nil {
 		t.Fatal(err)

@@ -25,6 +25,7 @@ var leftOut = []struct{ pattern, reason string }{
 	{`\[Feature:PerformanceDNS\]`, "it measures the DNS server with 10,000 Services"},
 	{`\[Feature:KubeProxyNFAcct\]|\[Feature:LocalhostNodePorts\]|\] KubeProxy `, "it looks into kube-proxy's iptables mode"},
 	{`\[Provider:|\[Disruptive\]`, "it logs in to the nodes of a cloud"},
+	{`rejected for evicted pods`, "it waits for a Pod to be evicted for its use of the disk, which the kubelet cannot measure here"},
 	{`\] DNS configMap `, "it changes the configuration of a CoreDNS with a forwarder"},
 }
 

@@ -195,9 +195,12 @@ func TestStoreTruncated(t *testing.T) {
 	// What was lost must not keep the limits of a Pod from being taken down with it.
 	s.delete("limited", "ported")
 	s.clean("node1")
-	if links := s.out("node1", "ip -br link show type ifb"); links != "" {
-		t.Errorf("links for limits that are gone: %s", links)
-	}
+	s.eventually("no link for a limit that is gone", repairTime, func() error {
+		if links := s.out("node1", "ip -br link show type ifb"); links != "" {
+			return errors.New(links)
+		}
+		return nil
+	})
 	if _, err := s.get(lab.Outside, node1.Addresses[0], 8088); err == nil {
 		t.Error("the host port of a Pod that is gone is open")
 	}

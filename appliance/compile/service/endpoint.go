@@ -40,6 +40,9 @@ func (e *endpoint) rank() int {
 func (b *builder) gather(port *model.ServicePort, v6 bool) []endpoint {
 	var out []endpoint
 	for _, slice := range b.slices {
+		if slice.Unproxied {
+			continue
+		}
 		if slice.IPv6 != v6 {
 			continue
 		}
