@@ -140,6 +140,9 @@ func (k *kernel) missing() ([]string, error) {
 // Differs says how much Apply would change.
 func (k *kernel) Differs(want []ruleset.Table) (int, error) { return k.rules.Differs(want) }
 
+// Exists says whether the kernel has the table.
+func (k *kernel) Exists(t ruleset.Table) (bool, error) { return k.rules.Exists(t) }
+
 // Invalidate forgets what the packet filter holds.
 func (k *kernel) Invalidate() { k.rules.Invalidate() }
 

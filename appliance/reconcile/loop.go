@@ -32,6 +32,8 @@ type Rules interface {
 	Apply(ctx context.Context, want []ruleset.Table) (changes int, err error)
 	// Differs says how much Apply would change, without changing it.
 	Differs(want []ruleset.Table) (int, error)
+	// Exists says whether the kernel has the table.
+	Exists(t ruleset.Table) (bool, error)
 	// Invalidate makes the next Apply read the kernel instead of trusting what it remembers.
 	Invalidate()
 }
@@ -347,7 +349,15 @@ func (l *Loop) applyRules(ctx context.Context, cfg route.Config, snap *model.Sna
 		tables = append(tables, l.table(cfg, s))
 	}
 	fabric := slices.Clip(tables)
+	serve := false
 	if l.Services != nil {
+		inherited, err := l.inherited(snap)
+		if err != nil {
+			return 0, err
+		}
+		serve = !inherited
+	}
+	if serve {
 		tables = append(fabric, l.Services.compile(snap, self, s))
 	}
 	n, err := l.Rules.Apply(ctx, tables)
@@ -355,10 +365,23 @@ func (l *Loop) applyRules(ctx context.Context, cfg route.Config, snap *model.Sna
 		return n, fmt.Errorf("applying the packet filter: %w", err)
 	}
 	l.fabric = fabric
-	if l.Services != nil {
+	if serve {
 		l.Services.committed(self)
 	}
 	return n, nil
+}
+
+// inherited says whether Services must be left as the daemon before this one made them: the picture in the store is older than
+// what the kernel serves, and would take back the last changes until the cluster is heard. After a boot the kernel has nothing.
+func (l *Loop) inherited(snap *model.Snapshot) (bool, error) {
+	if !snap.Stored || l.Services.applied != nil {
+		return false, nil
+	}
+	found, err := l.Rules.Exists(ruleset.Table{Family: ruleset.INet, Name: ruleset.ServiceTable})
+	if err != nil {
+		return false, fmt.Errorf("looking for the table of Services: %w", err)
+	}
+	return found, nil
 }
 
 // table compiles the packet filter.

@@ -33,6 +33,7 @@ type world struct {
 	failHost error
 	failRule error
 	gone     []service.Flow
+	served   bool // the kernel has a table of Services
 }
 
 func (w *world) Underlay(context.Context) (route.Underlay, error) {
@@ -62,6 +63,7 @@ func (w *world) Apply(_ context.Context, want []ruleset.Table) (int, error) {
 	return len(want), w.failRule
 }
 func (w *world) Differs([]ruleset.Table) (int, error) { return len(w.changes), nil }
+func (w *world) Exists(ruleset.Table) (bool, error)   { return w.served, nil }
 func (w *world) Invalidate()                          { w.stale++ }
 func (w *world) ForgetService(gone []service.Flow)    { w.gone = append(w.gone, gone...) }
 func (w *world) table(i int) string                   { return w.tables[i].String() }
@@ -308,5 +310,28 @@ func TestServices(t *testing.T) {
 	}
 	if !r.w.tables[1].Empty() || !slices.Contains(r.Status().Problems, "kube-proxy runs here") {
 		t.Errorf("beside kube-proxy: %s, %v", r.w.table(1), r.Status().Problems)
+	}
+}
+
+// A daemon that starts again leaves Services alone until it hears from the cluster: its store may be older than the kernel.
+// After a boot, the store is all there is.
+func TestServicesAreInherited(t *testing.T) {
+	for _, inKernel := range []bool{true, false} {
+		r, ctx := newRig(), context.Background()
+		r.Services, r.w.served = &Services{Flows: r.w}, inKernel
+		r.snap.Stored = true
+		if err := r.Round(ctx, Trigger{}); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(r.w.tables); got != map[bool]int{true: 1, false: 2}[inKernel] {
+			t.Errorf("in the kernel %t: %d tables from the store", inKernel, got)
+		}
+		r.snap = &model.Snapshot{Nodes: r.snap.Nodes}
+		if err := r.Round(ctx, Trigger{}); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(r.w.tables); got != 2 {
+			t.Errorf("in the kernel %t: %d tables from the cluster", inKernel, got)
+		}
 	}
 }

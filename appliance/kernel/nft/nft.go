@@ -308,6 +308,13 @@ func (b *Backend) committed(p *plan) {
 	}
 }
 
+// Exists reads the kernel and says whether it has the table.
+func (b *Backend) Exists(t ruleset.Table) (bool, error) {
+	k := known{}
+	err := b.read(&k, &t)
+	return k.state != nil, err
+}
+
 // Elements reads the elements of a table's sets from the kernel, by the name of the set. The table says which sets, and of what
 // kind they are; those that the kernel does not have are left out.
 func (b *Backend) Elements(t ruleset.Table) (map[string][]ruleset.Element, error) {
