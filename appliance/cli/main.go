@@ -30,8 +30,12 @@ func Main(args []string, stdin []byte, stdinRead bool) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	name := filepath.Base(args[0])
+	if name == "weft" && len(args) > 1 && (slices.Contains(cni.Plugins(), args[1]) || roleNames[args[1]] != "") {
+		args = args[1:] // weft NAME is the same as a program of that name
+		name = args[0]
+	}
 	switch {
-	case name != "weftd" && os.Getenv("CNI_COMMAND") != "", slices.Contains(cni.Plugins(), name):
+	case slices.Contains(cni.Plugins(), name), name == "weft" && len(args) == 1 && os.Getenv("CNI_COMMAND") != "":
 		return plugin(ctx, name, stdin, stdinRead)
 	case name == "weftd":
 		args = append([]string{"weft", "weftd"}, args[1:]...)

@@ -33,9 +33,8 @@ func init() {
 	if os.Getenv("CNI_COMMAND") == "" || len(os.Args) == 0 {
 		return
 	}
-	plugin := base(os.Args[0])
-	switch plugin {
-	case "weftd", "weft-proxy", "weft-dns", "weft-bgp":
+	plugin := calledAs(os.Args)
+	if plugin == "" {
 		return
 	}
 	Read = true
@@ -55,6 +54,25 @@ func init() {
 	}
 	writeAll(1, body)
 	os.Exit(exit)
+}
+
+// calledAs returns the plugin that is called: the base name of the program, or of `weft NAME` the first argument. It is empty
+// for the modes that are no plugin, whatever the environment says.
+func calledAs(args []string) string {
+	name := base(args[0])
+	if name == "weft" && len(args) > 1 {
+		name = args[1]
+		switch name {
+		case "weft-cni", "weft-ipam", "loopback", "portmap", "bandwidth", "host-local":
+			return name
+		}
+		return ""
+	}
+	switch name {
+	case "weftd", "weft-proxy", "weft-dns", "weft-bgp":
+		return ""
+	}
+	return name
 }
 
 // fail answers "try again later" (CNI specification, error code 11): the daemon took the call and died over it.

@@ -241,3 +241,15 @@ func FuzzSocketPath(f *testing.F) {
 		parse(conf)
 	})
 }
+
+func TestCalledAs(t *testing.T) {
+	for args, want := range map[string]string{
+		"/opt/cni/bin/weft-cni": "weft-cni", "/opt/cni/bin/host-local": "host-local", "weft": "weft", "other": "other",
+		"weft portmap": "portmap", "/usr/local/bin/weft weft-ipam": "weft-ipam",
+		"weft weftd --node-name a": "", "weft status": "", "weftd": "", "weft-proxy": "",
+	} {
+		if got := calledAs(strings.Fields(args)); got != want {
+			t.Errorf("%s: %q, want %q", args, got, want)
+		}
+	}
+}
