@@ -44,8 +44,6 @@ type Lease struct {
 	Bandwidth Bandwidth `json:"bandwidth,omitzero"`
 	// Created is when the lease was first given, in seconds since 1970.
 	Created int64 `json:"created"`
-	// Ready is set when the kernel part was finished; a lease without it belongs to an ADD that did not end.
-	Ready bool `json:"ready,omitempty"`
 }
 
 // Release remembers who held an address until when, so that the same Pod can have it again and no one else gets it too early.

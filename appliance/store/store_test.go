@@ -77,7 +77,6 @@ func lease(n int) *model.Lease {
 		MAC:           model.MAC{2, 0, 0, 0, byte(n >> 8), byte(n)},
 		MTU:           1450,
 		Created:       1_700_000_000,
-		Ready:         true,
 	}
 }
 
