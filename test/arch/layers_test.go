@@ -38,6 +38,8 @@ var rank = map[string]int{
 	"appliance/kernel/probe":     4,
 	"appliance/prober":           4,
 	"appliance/reconcile":        4,
+	"embedded/coredns":           4,
+	"embedded/gobgp":             4,
 	"plugins/cni":                4,
 	"plugins/cni/early":          4,
 
@@ -52,10 +54,13 @@ var rank = map[string]int{
 var owners = map[string][]string{
 	"a.weft/early":                    {"."},
 	"github.com/containernetworking/": {"plugins/cni", "appliance/lab"},
+	"github.com/coredns/":             {"embedded/coredns", "plugins/clusterdns"},
 	"github.com/fsnotify/fsnotify":    {"appliance/cluster"},
 	"github.com/go-logr/":             {"appliance/cluster"},
 	"github.com/google/nftables":      {"appliance/kernel/nft"},
 	"github.com/mdlayher/":            {"appliance/kernel/...", "appliance/lab"},
+	"github.com/miekg/dns":            {"embedded/coredns", "plugins/clusterdns", "appliance/lab"},
+	"github.com/osrg/gobgp/":          {"embedded/gobgp"},
 	"github.com/prometheus/":          {"appliance", "appliance/attach", "appliance/reconcile", "embedded/..."},
 	"github.com/ti-mo/":               {"appliance/kernel/conntrack"},
 	"github.com/urfave/cli":           {"appliance/cli"},
