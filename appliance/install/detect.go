@@ -64,22 +64,25 @@ func (n *node) k3s(env Env) {
 	n.rbacFile = k3sData + "/server/manifests/weft-rbac.yaml"
 	settings := k3sSettings(env)
 	var missing []string
-	if !noFlannel.MatchString(settings) {
-		missing = append(missing, `"flannel-backend: none"`)
-	}
-	if !noPolicy.MatchString(settings) {
-		missing = append(missing, `"disable-network-policy: true"`)
+	for _, s := range k3sWithout {
+		if !s.found.MatchString(settings) {
+			missing = append(missing, s.line)
+		}
 	}
 	if missing != nil {
-		n.warnings = append(n.warnings, fmt.Sprintf("k3s still runs a network of its own: write %s into %s/config.yaml (or give the flags of that name) and restart k3s", strings.Join(missing, " and "), k3sConfig))
+		n.warnings = append(n.warnings, fmt.Sprintf("k3s still runs a network of its own: write the lines %s into %s/config.yaml (or give the flags of that name) and restart k3s", strings.Join(missing, ", "), k3sConfig))
 	}
 }
 
-// The two settings of a k3s server without a network, as a line of YAML or a flag.
-var (
-	noFlannel = regexp.MustCompile(`flannel-backend["']?(:\s*|=|\s+)["']?none\b`)
-	noPolicy  = regexp.MustCompile(`disable-network-policy["']?(:\s*["']?true|=true|\s|$)`)
-)
+// k3sWithout are the settings of a k3s server without a network of its own, each as a line of YAML or a flag.
+var k3sWithout = []struct {
+	line  string
+	found *regexp.Regexp
+}{
+	{`"flannel-backend: none"`, regexp.MustCompile(`flannel-backend["']?(:\s*|=|\s+)["']?none\b`)},
+	{`"disable-network-policy: true"`, regexp.MustCompile(`disable-network-policy["']?(:\s*["']?true|=true|\s|$)`)},
+	{`"disable-kube-proxy: true"`, regexp.MustCompile(`disable-kube-proxy["']?(:\s*["']?true|=true|\s|$)`)},
+}
 
 // k3sSettings returns the text of the files that can hold flags of the k3s server.
 func k3sSettings(env Env) string {

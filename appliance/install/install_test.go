@@ -138,7 +138,7 @@ var machines = map[string]struct {
 	"k3s-server": {files: map[string]string{
 		"run/systemd/system/":                                  "",
 		"var/lib/rancher/k3s/server/manifests/":                "",
-		"etc/systemd/system/k3s.service":                       "ExecStart=/usr/local/bin/k3s \\\n    server \\\n\t'--flannel-backend=none' \\\n\t'--disable-network-policy' \\\n",
+		"etc/systemd/system/k3s.service":                       "ExecStart=/usr/local/bin/k3s \\\n    server \\\n\t'--flannel-backend=none' \\\n\t'--disable-network-policy' \\\n\t'--disable-kube-proxy' \\\n",
 		"var/lib/rancher/k3s/agent/etc/containerd/config.toml": "[plugins.cri]\n",
 	}},
 	"k3s-server-with-flannel": {files: map[string]string{
