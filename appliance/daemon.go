@@ -54,7 +54,10 @@ type Daemon struct {
 	ready     atomic.Bool
 	proxy     string // who else serves Services, asked at proxySeen; only the loop uses both
 	proxySeen time.Time
-	told      string // why the node is not ready, as was logged last; only afterRound uses it
+	// firewalls are the chains of other programs that may drop what Pods send, firewallsSeen when they were looked for; only afterRound uses that.
+	firewalls     atomic.Pointer[[]string]
+	firewallsSeen time.Time
+	told          string // why the node is not ready, as was logged last; only afterRound uses it
 }
 
 // Run is weftd: it takes the store, adopts what the kernel holds, and works until ctx ends. The data path stays as it is
@@ -186,6 +189,7 @@ func routeConfig(c *config.Config) route.Config {
 func (d *Daemon) afterRound(s reconcile.Status) {
 	d.rounds.Set(d.snapshot())
 	d.health.apply(s.Services.HealthChecks)
+	d.watchFirewalls()
 	why := d.blocked()
 	if why != nil {
 		if text := why.Error(); text != d.told {

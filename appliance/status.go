@@ -153,6 +153,7 @@ func (d *Daemon) peerStatus() []PeerStatus {
 func (d *Daemon) warnings() []string {
 	out := append([]string{}, d.loop.Status().State.Warnings...)
 	out = append(out, d.loop.Status().Problems...)
+	out = append(out, d.firewallWarnings()...)
 	for _, rs := range d.probeResults() {
 		for _, r := range rs {
 			if r.Finding != "" {

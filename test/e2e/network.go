@@ -53,25 +53,32 @@ func installWeft(c *Cluster, node *Node) error {
 	if err := c.Apply(string(permissions)); err != nil {
 		return err
 	}
-	// The account's own token, not the administrator's: a missing permission must show here.
-	token, err := c.Kubectl("--namespace="+weftNamespace, "create", "token", weftAccount, "--duration=24h")
-	if err != nil {
+	install := []string{weftBinary, "install", "--cni-bin-dir=/opt/cni/bin", "--cni-conf-dir=" + conflistFolder}
+	if node == c.Nodes[0] {
+		if err := c.accountKubeconfig(node); err != nil {
+			return err
+		}
+		install = append(install, "--kubeconfig="+weftKubeconfig)
+	} // The others have the kubelet's own credential, which install finds on a kubeadm node.
+	if _, err = node.Exec(install...); err != nil {
 		return err
 	}
-	kubeconfig := c.authority.kubeconfigFor(c.server(), fmt.Sprintf("token: %q", strings.TrimSpace(token)))
-	if err := node.WriteFile(weftKubeconfig, kubeconfig, 0o600); err != nil {
-		return err
-	}
-	_, err = node.Exec(weftBinary, "install", "--kubeconfig="+weftKubeconfig, "--cni-bin-dir=/opt/cni/bin", "--cni-conf-dir="+conflistFolder)
-	if err != nil {
-		return err
-	}
-	daemon, err := node.Start("weftd", weftBinary, "weftd", "--kubeconfig="+weftKubeconfig, "--node-name="+node.name)
+	daemon, err := node.Start("weftd", weftBinary, "weftd", "--node-name="+node.name)
 	if err != nil {
 		return err
 	}
 	node.processes = append(node.processes, daemon)
 	return nil
+}
+
+// accountKubeconfig gives weft on the node the token of its own account, not the administrator's: a missing permission must show.
+func (c *Cluster) accountKubeconfig(node *Node) error {
+	token, err := c.Kubectl("--namespace="+weftNamespace, "create", "token", weftAccount, "--duration=24h")
+	if err != nil {
+		return err
+	}
+	kubeconfig := c.authority.kubeconfigFor(c.server(), fmt.Sprintf("token: %q", strings.TrimSpace(token)))
+	return node.WriteFile(weftKubeconfig, kubeconfig, 0o600)
 }
 
 // installBridge sets up the reference bridge plugin and a static route to and from each other node: it proves the

@@ -3,7 +3,11 @@ package netlab
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"weft.network/weft/appliance/lab"
 	"weft.network/weft/appliance/model"
@@ -163,4 +167,27 @@ func addressOf(all []netip.Addr, fam int) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// TestOtherFirewall: a chain of somebody else that drops what Pods send is named, with what to do, as long as it is there.
+func TestOtherFirewall(t *testing.T) {
+	s := tell(t, lab.Options{Nodes: 1})
+	const chain = "table ip filter, chain FORWARD"
+	warned := func() bool {
+		return slices.ContainsFunc(s.status("node1").Warnings, func(w string) bool { return strings.HasPrefix(w, chain) })
+	}
+	if warned() {
+		t.Fatal("warned of a chain that is not there")
+	}
+	s.out("node1", "nft add table ip filter")
+	s.out("node1", "nft add chain ip filter FORWARD { type filter hook forward priority 0 ; policy drop ; }")
+	s.no(s.KillDaemon(s.ctx, "node1", unix.SIGKILL))
+	s.no(s.StartDaemon(s.ctx, "node1"))
+	s.no(s.WaitReady(s.ctx, "node1"))
+	s.eventually("a warning of "+chain, repairTime, func() error {
+		if !warned() {
+			return fmt.Errorf("warnings are %q", s.status("node1").Warnings)
+		}
+		return nil
+	})
 }

@@ -81,39 +81,43 @@ func (r *reader) chains(t *ruleset.Table, s *state) error {
 		return err
 	}
 	for _, m := range msgs {
-		var table, policy string
-		c := ruleset.Chain{}
-		var base ruleset.Base
-		attributes(m.Data[4:], func(kind uint16, v []byte) {
-			switch kind {
-			case unix.NFTA_CHAIN_TABLE:
-				table = cString(v)
-			case unix.NFTA_CHAIN_NAME:
-				c.Name = cString(v)
-			case unix.NFTA_CHAIN_TYPE:
-				base.Type = ruleset.ChainType(cString(v))
-				c.Base = &base
-			case unix.NFTA_CHAIN_POLICY:
-				policy = string(v)
-			case unix.NFTA_CHAIN_HOOK:
-				attributes(v, func(kind uint16, v []byte) {
-					switch kind {
-					case unix.NFTA_HOOK_HOOKNUM:
-						base.Hook = ruleset.Hook(binary.BigEndian.Uint32(v))
-					case unix.NFTA_HOOK_PRIORITY:
-						base.Priority = int32(binary.BigEndian.Uint32(v))
-					}
-				})
-			case nftaChainUserdata:
-				c.Comment = comment(v, udataComment)
-			}
-		})
-		base.Drop = policy == "\x00\x00\x00\x00"
-		if table == t.Name {
+		if table, c := decodeChain(m); table == t.Name {
 			s.chains[c.Name] = &chainState{spec: chainSpec(&c), base: c.Base != nil}
 		}
 	}
 	return nil
+}
+
+// decodeChain reads one chain without its rules, and the name of its table.
+func decodeChain(m netlink.Message) (table string, c ruleset.Chain) {
+	var policy string
+	var base ruleset.Base
+	attributes(m.Data[4:], func(kind uint16, v []byte) {
+		switch kind {
+		case unix.NFTA_CHAIN_TABLE:
+			table = cString(v)
+		case unix.NFTA_CHAIN_NAME:
+			c.Name = cString(v)
+		case unix.NFTA_CHAIN_TYPE:
+			base.Type = ruleset.ChainType(cString(v))
+			c.Base = &base
+		case unix.NFTA_CHAIN_POLICY:
+			policy = string(v)
+		case unix.NFTA_CHAIN_HOOK:
+			attributes(v, func(kind uint16, v []byte) {
+				switch kind {
+				case unix.NFTA_HOOK_HOOKNUM:
+					base.Hook = ruleset.Hook(binary.BigEndian.Uint32(v))
+				case unix.NFTA_HOOK_PRIORITY:
+					base.Priority = int32(binary.BigEndian.Uint32(v))
+				}
+			})
+		case nftaChainUserdata:
+			c.Comment = comment(v, udataComment)
+		}
+	})
+	base.Drop = policy == "\x00\x00\x00\x00"
+	return table, c
 }
 
 func (r *reader) rules(t *ruleset.Table, s *state) error {
