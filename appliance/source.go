@@ -18,10 +18,10 @@ import (
 // neither of them, nowhere.
 func (d *Daemon) newSource(ctx context.Context) (cluster.Source, error) {
 	problem := func(text string) { d.log.Warn("ignored in the cluster's objects", zap.String("problem", text)) }
-	services := d.cfg.Has(config.RoleServices)
+	services, policies := d.cfg.Has(config.RoleServices), d.cfg.Has(config.RolePolicy)
 	if d.cfg.Manifests != "" {
 		return cluster.NewManifests(cluster.ManifestsOptions{
-			Dir: d.cfg.Manifests, NodeName: d.cfg.NodeName, Services: services, OnProblem: problem,
+			Dir: d.cfg.Manifests, NodeName: d.cfg.NodeName, Services: services, Policies: policies, OnProblem: problem,
 		})
 	}
 	inCluster := os.Getenv("KUBERNETES_SERVICE_HOST") != ""
@@ -38,7 +38,7 @@ func (d *Daemon) newSource(ctx context.Context) (cluster.Source, error) {
 	return cluster.NewKubernetes(cluster.KubernetesOptions{
 		NodeName: d.cfg.NodeName, Kubeconfig: d.cfg.Kubeconfig, Servers: d.cfg.APIServers, Known: identity.APIServers,
 		OnServers: func(servers []string) { d.learnServers(ctx, servers) }, OnProblem: problem, Version: d.version,
-		Services: services,
+		Services: services, Policies: policies,
 	})
 }
 

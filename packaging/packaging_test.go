@@ -126,6 +126,8 @@ func TestRBACVerbs(t *testing.T) {
 	want := []string{
 		"discovery.k8s.io/endpointslices get,list,watch",
 		"events create,patch",
+		"namespaces get,list,watch",
+		"networking.k8s.io/networkpolicies get,list,watch",
 		"nodes get,list,watch",
 		"pods get,list,watch",
 		"services get,list,watch",

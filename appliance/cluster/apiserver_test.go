@@ -59,6 +59,8 @@ const (
 	pathPods      = "/api/v1/pods"
 	pathServices  = "/api/v1/services"
 	pathAllSlices = "/apis/discovery.k8s.io/v1/endpointslices"
+	pathSpaces    = "/api/v1/namespaces"
+	pathPolicies  = "/apis/networking.k8s.io/v1/networkpolicies"
 	pathSlices    = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices" // of the API server
 )
 
@@ -66,6 +68,7 @@ const (
 var heads = map[string][2]string{
 	pathNodes: {"v1", "Node"}, pathPods: {"v1", "Pod"}, pathServices: {"v1", "Service"},
 	pathAllSlices: {"discovery.k8s.io/v1", "EndpointSlice"}, pathSlices: {"discovery.k8s.io/v1", "EndpointSlice"},
+	pathSpaces: {"v1", "Namespace"}, pathPolicies: {"networking.k8s.io/v1", "NetworkPolicy"},
 }
 
 // put adds or replaces an object; a nil object removes it.

@@ -86,15 +86,16 @@ func convertPod(p *corev1.Pod) (*model.Pod, []fieldError) {
 		Labels:      maps.Clone(p.Labels),
 		Completed:   p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
 	}
-	var bad []fieldError
+	var bad fieldErrors
 	for i, ip := range p.Status.PodIPs {
 		addr, err := parseAddress(ip.IP)
 		if err != nil {
-			bad = append(bad, fieldError{fmt.Sprintf("status.podIPs[%d].ip", i), err})
+			bad.add(err, "status.podIPs[].ip", i)
 			continue
 		}
 		out.Addresses = append(out.Addresses, addr)
 	}
+	out.Ports = namedPorts(p, &bad)
 	if text, ok := p.Annotations[AddressesAnnotation]; ok {
 		requested, err := ParseAddresses(text)
 		if err != nil {

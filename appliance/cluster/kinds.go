@@ -13,7 +13,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
@@ -43,6 +42,9 @@ const (
 	kindServices = "services"
 	kindSlices   = "endpointslices"
 	kindServers  = "endpointslices of the API server"
+
+	kindNamespaces = "namespaces"
+	kindPolicies   = "networkpolicies"
 )
 
 // kinds is the table of what is watched. Another kind is one more entry, with its conversion in convert.go and its collection
@@ -62,9 +64,7 @@ func (k *Kubernetes) kinds(c kubernetes.Interface) []kind {
 			name:    kindPods,
 			example: &corev1.Pod{},
 			client:  typed[*corev1.PodList]{c.CoreV1().Pods(metav1.NamespaceAll)},
-			only: func(o *metav1.ListOptions) {
-				o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", k.options.NodeName).String()
-			},
+			only:    k.onlyPods,
 			into: &feed[*corev1.Pod, model.PodKey, model.Pod]{
 				name: "Pod", objects: k.objects, collection: &k.objects.pods, convert: convertPod, key: podKey,
 				listed: func() { k.listed(kindPods) },
@@ -83,6 +83,9 @@ func (k *Kubernetes) kinds(c kubernetes.Interface) []kind {
 	}
 	if k.options.Services {
 		all = append(all, k.serviceKinds(c)...)
+	}
+	if k.options.Policies {
+		all = append(all, k.policyKinds(c)...)
 	}
 	return all
 }

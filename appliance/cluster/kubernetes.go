@@ -42,7 +42,7 @@ const (
 
 // KubernetesOptions say how to reach the API server.
 type KubernetesOptions struct {
-	// NodeName is the node whose Pods are watched.
+	// NodeName is this node.
 	NodeName string
 	// Kubeconfig is a path; empty means the service account of the Pod that weft runs in.
 	Kubeconfig string
@@ -56,6 +56,9 @@ type KubernetesOptions struct {
 	OnProblem func(string)
 	// Services says whether Services and EndpointSlices are watched too; without it, a Snapshot has none.
 	Services bool
+	// Policies says whether NetworkPolicies are watched, with all that they are about: Namespaces and the Pods of all nodes.
+	// Without it, a Snapshot has the Pods of this node only.
+	Policies bool
 	// Version of this weft, for the user agent.
 	Version string
 }
@@ -86,6 +89,9 @@ func NewKubernetes(o KubernetesOptions) (*Kubernetes, error) {
 	needed := []string{kindNodes, kindPods}
 	if o.Services {
 		needed = append(needed, kindServices, kindSlices)
+	}
+	if o.Policies {
+		needed = append(needed, kindNamespaces, kindPolicies)
 	}
 	k := &Kubernetes{
 		options: o,

@@ -38,14 +38,18 @@ type document struct {
 type reader func(raw []byte) (metav1.Object, any, []fieldError, error)
 
 // readers is the table of kinds that are read from files, by apiVersion and kind. Others are ignored.
-func readers(services bool) map[string]reader {
+func readers(o ManifestsOptions) map[string]reader {
 	all := map[string]reader{
 		"v1/Node": read(convertNode, ""),
 		"v1/Pod":  read(convertPod, metav1.NamespaceDefault),
 	}
-	if services {
+	if o.Services {
 		all["v1/Service"] = read(convertService, metav1.NamespaceDefault)
 		all["discovery.k8s.io/v1/EndpointSlice"] = read(convertSlice, metav1.NamespaceDefault)
+	}
+	if o.Policies {
+		all["v1/Namespace"] = read(convertNamespace, "")
+		all["networking.k8s.io/v1/NetworkPolicy"] = read(convertPolicy, metav1.NamespaceDefault)
 	}
 	return all
 }

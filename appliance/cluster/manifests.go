@@ -31,10 +31,13 @@ const (
 type ManifestsOptions struct {
 	// Dir is the directory; *.yaml, *.yml and *.json below it are read, except in directories whose name begins with a dot.
 	Dir string
-	// NodeName is the node whose Pods are published, as an API server would select them; empty publishes all Pods.
+	// NodeName is this node; without Policies only its Pods are published, as an API server would select them. Empty publishes
+	// all Pods.
 	NodeName string
 	// Services says whether Services and EndpointSlices are read too; without it, a Snapshot has none.
 	Services bool
+	// Policies says whether NetworkPolicies and Namespaces are read too, and the Pods of all nodes.
+	Policies bool
 	// OnProblem is told of each file that cannot be used, once; may be nil.
 	OnProblem func(string)
 }
@@ -69,7 +72,7 @@ func NewManifests(o ManifestsOptions) (*Manifests, error) {
 		options: o,
 		objects: newObjects(nil),
 		status:  newStatus(KindManifests, o.Dir, KindManifests),
-		readers: readers(o.Services),
+		readers: readers(o),
 		files:   map[string]parsed{},
 		said:    map[string]bool{},
 		seed:    maphash.MakeSeed(),
@@ -238,6 +241,7 @@ func (m *Manifests) merge() (*model.Snapshot, []error) {
 	all := &model.Snapshot{
 		Nodes: map[string]*model.Node{}, Pods: map[model.PodKey]*model.Pod{},
 		Services: map[model.ServiceKey]*model.Service{}, Slices: map[model.SliceKey]*model.EndpointSlice{},
+		Namespaces: map[string]*model.Namespace{}, Policies: map[model.PolicyKey]*model.NetworkPolicy{},
 	}
 	first := map[string]string{}
 	var problems []error
@@ -252,13 +256,17 @@ func (m *Manifests) merge() (*model.Snapshot, []error) {
 			case *model.Node:
 				all.Nodes[value.Name] = value
 			case *model.Pod:
-				if m.options.NodeName == "" || value.Node == m.options.NodeName {
+				if m.options.Policies || m.options.NodeName == "" || value.Node == m.options.NodeName {
 					all.Pods[value.Key()] = value
 				}
 			case *model.Service:
 				all.Services[value.Key()] = value
 			case *model.EndpointSlice:
 				all.Slices[value.Key()] = value
+			case *model.Namespace:
+				all.Namespaces[value.Name] = value
+			case *model.NetworkPolicy:
+				all.Policies[value.Key()] = value
 			}
 		}
 	}
@@ -272,6 +280,7 @@ func (m *Manifests) apply(all *model.Snapshot) {
 	changed := []bool{
 		m.objects.nodes.replace(all.Nodes), m.objects.pods.replace(all.Pods),
 		m.objects.services.replace(all.Services), m.objects.slices.replace(all.Slices),
+		m.objects.namespaces.replace(all.Namespaces), m.objects.policies.replace(all.Policies),
 	}
 	if slices.Contains(changed, true) {
 		m.objects.touch()

@@ -21,6 +21,10 @@ type objects struct {
 	pods     collection[model.PodKey, model.Pod]
 	services collection[model.ServiceKey, model.Service]
 	slices   collection[model.SliceKey, model.EndpointSlice]
+
+	namespaces collection[string, model.Namespace]
+	policies   collection[model.PolicyKey, model.NetworkPolicy]
+
 	problems map[string][]string // by kind and name of the object
 	revision uint64
 
@@ -38,6 +42,10 @@ func newObjects(report func(string)) *objects {
 		pods:     collection[model.PodKey, model.Pod]{items: map[model.PodKey]*model.Pod{}},
 		services: collection[model.ServiceKey, model.Service]{items: map[model.ServiceKey]*model.Service{}},
 		slices:   collection[model.SliceKey, model.EndpointSlice]{items: map[model.SliceKey]*model.EndpointSlice{}},
+
+		namespaces: collection[string, model.Namespace]{items: map[string]*model.Namespace{}},
+		policies:   collection[model.PolicyKey, model.NetworkPolicy]{items: map[model.PolicyKey]*model.NetworkPolicy{}},
+
 		problems: map[string][]string{},
 		changed:  make(chan struct{}, 1),
 		report:   report,
@@ -69,6 +77,7 @@ func (o *objects) snapshot() *model.Snapshot {
 	o.revision++
 	return &model.Snapshot{
 		Revision: o.revision, Nodes: o.nodes.share(), Pods: o.pods.share(), Services: o.services.share(), Slices: o.slices.share(),
+		Namespaces: o.namespaces.share(), Policies: o.policies.share(),
 	}
 }
 

@@ -152,7 +152,8 @@ func TestNoServicesWhereNobodyWantsThem(t *testing.T) {
 	first := w.untilNodes("a")
 	w.until("connected", func(*model.Snapshot) bool { return k.Status().Connected })
 	if len(first.Services) != 0 || slices.ContainsFunc(api.seen(), func(r string) bool {
-		return strings.HasPrefix(r, pathServices) || strings.HasPrefix(r, pathAllSlices)
+		return strings.HasPrefix(r, pathServices) || strings.HasPrefix(r, pathAllSlices) || strings.HasPrefix(r, pathSpaces) ||
+			strings.HasPrefix(r, pathPolicies) || strings.HasPrefix(r, pathPods) && !strings.Contains(r, "fieldSelector=spec.nodeName%3Da")
 	}) {
 		t.Errorf("got %+v after %q", first, api.seen())
 	}

@@ -23,10 +23,11 @@ type Role string
 const (
 	RoleFabric   Role = "fabric"   // Pod networking: CNI, addresses, routes, tunnel
 	RoleServices Role = "services" // virtual addresses of Services, in the place of kube-proxy
+	RolePolicy   Role = "policy"   // NetworkPolicies of this node's Pods
 )
 
 // Roles lists every role this build knows, in the order in which they start.
-var Roles = []Role{RoleFabric, RoleServices}
+var Roles = []Role{RoleFabric, RoleServices, RolePolicy}
 
 // Config is everything that may be set on one node.
 type Config struct {

@@ -28,6 +28,8 @@ type Pod struct {
 	RequestError string `json:"requestError,omitempty"`
 	// Completed is true for a Pod that has succeeded or failed: its addresses are free again.
 	Completed bool `json:"completed,omitempty"`
+	// Ports are the ports of its containers that have a name.
+	Ports []NamedPort `json:"ports,omitempty"`
 }
 
 // PodRef names one incarnation of a Pod.
@@ -59,11 +61,14 @@ type Snapshot struct {
 	// Revision grows by one with each published Snapshot of this process.
 	Revision uint64
 	// Stored is true for the Snapshot that the daemon read from its own store because no source has spoken yet.
-	Stored   bool
-	Nodes    map[string]*Node
-	Pods     map[PodKey]*Pod
-	Services map[ServiceKey]*Service
-	Slices   map[SliceKey]*EndpointSlice
+	Stored bool
+	Nodes  map[string]*Node
+	// Pods are those of the whole cluster where policies are in force, else those of this node only.
+	Pods       map[PodKey]*Pod
+	Services   map[ServiceKey]*Service
+	Slices     map[SliceKey]*EndpointSlice
+	Namespaces map[string]*Namespace
+	Policies   map[PolicyKey]*NetworkPolicy
 }
 
 // Node returns the node of that name, or nil. It may be called on a nil Snapshot.

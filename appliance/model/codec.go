@@ -14,6 +14,9 @@ type stored struct {
 
 	Services []*Service       `json:"services,omitempty"`
 	Slices   []*EndpointSlice `json:"slices,omitempty"`
+
+	Namespaces []*Namespace     `json:"namespaces,omitempty"`
+	Policies   []*NetworkPolicy `json:"policies,omitempty"`
 }
 
 // MarshalJSON prints the Snapshot with its objects sorted by name.
@@ -37,6 +40,16 @@ func (s *Snapshot) MarshalJSON() ([]byte, error) {
 	slices.SortFunc(out.Slices, func(a, b *EndpointSlice) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
+	for _, v := range s.Namespaces {
+		out.Namespaces = append(out.Namespaces, v)
+	}
+	slices.SortFunc(out.Namespaces, func(a, b *Namespace) int { return cmp.Compare(a.Name, b.Name) })
+	for _, v := range s.Policies {
+		out.Policies = append(out.Policies, v)
+	}
+	slices.SortFunc(out.Policies, func(a, b *NetworkPolicy) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
 	return json.Marshal(out)
 }
 
@@ -52,6 +65,9 @@ func (s *Snapshot) UnmarshalJSON(b []byte) error {
 		Pods:     byKey(in.Pods, func(p *Pod) PodKey { return p.Key() }),
 		Services: byKey(in.Services, (*Service).Key),
 		Slices:   byKey(in.Slices, (*EndpointSlice).Key),
+
+		Namespaces: byKey(in.Namespaces, func(n *Namespace) string { return n.Name }),
+		Policies:   byKey(in.Policies, (*NetworkPolicy).Key),
 	}
 	return nil
 }

@@ -8,15 +8,27 @@ import (
 )
 
 func TestSnapshotRoundTrip(t *testing.T) {
-	pod := &Pod{PodRef: PodRef{"default", "web", "u1"}, Node: "a", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")}}
+	pod := &Pod{PodRef: PodRef{"default", "web", "u1"}, Node: "a", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")}, Ports: []NamedPort{{"http", TCP, 80}}}
 	svc := &Service{Namespace: "default", Name: "web", Type: "ClusterIP", Ports: []ServicePort{{Name: "http", Protocol: TCP, Port: 80}}}
 	slice := &EndpointSlice{Namespace: "default", Name: "web-1", Service: "web", Endpoints: []Endpoint{{Ready: true, Node: "a"}}}
+	block := netip.MustParsePrefix("192.0.2.0/24")
+	policy := &NetworkPolicy{
+		Namespace: "default", Name: "deny", Pods: Selector{{Key: "app", Op: OpIn, Values: []string{"web"}}}, IsolatesIngress: true, IsolatesEgress: true,
+		Ingress: []PolicyRule{{
+			Peers: []PolicyPeer{{Pods: &Selector{}}, {Namespaces: &Selector{{Key: "x", Op: OpExists}}}, {Block: block, Except: []netip.Prefix{block}}},
+			Ports: []PolicyPort{{Protocol: TCP, First: 80, Last: 90}, {Protocol: UDP, Name: "dns"}},
+		}},
+		Egress: []PolicyRule{{AnyPeer: true, AnyPort: true}}, AuditOnly: true,
+	}
 	in := &Snapshot{
 		Revision: 7,
 		Nodes:    map[string]*Node{"a": {Name: "a", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}}},
 		Pods:     map[PodKey]*Pod{pod.Key(): pod},
 		Services: map[ServiceKey]*Service{svc.Key(): svc},
 		Slices:   map[SliceKey]*EndpointSlice{slice.Key(): slice},
+
+		Namespaces: map[string]*Namespace{"default": {Name: "default", Labels: map[string]string{"x": "y"}}},
+		Policies:   map[PolicyKey]*NetworkPolicy{policy.Key(): policy},
 	}
 	text, err := json.Marshal(in)
 	if err != nil {
