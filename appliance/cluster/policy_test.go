@@ -66,17 +66,30 @@ func TestConvertPolicy(t *testing.T) {
 		}}, func(p *model.NetworkPolicy) {
 			p.Pods = model.Selector{is("a", "1"), {Key: "a", Op: model.OpNotIn, Values: []string{"x", "y"}}, is("b", "2"), {Key: "c", Op: model.OpExists}}
 		}, nil},
-		{"a bad selector of Pods selects all", spec{PodSelector: metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Like"}}}},
-			func(*model.NetworkPolicy) {}, []string{`spec.podSelector.matchExpressions[0].operator: "Like" is not`}},
-		{"a bad selector of peers is no peer", from(peer{PodSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "In"}}}}),
-			rules(none), []string{`spec.ingress[0].from[0].podSelector.matchExpressions[0].values: In needs at least one value`}},
-		{"values where none belong", from(peer{NamespaceSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Exists", Values: []string{"x"}}}}}),
-			rules(none), []string{`values: Exists takes no values`}},
-		{"peers", from(peer{PodSelector: labels("a", "1")}, peer{NamespaceSelector: labels("n", "1")}, peer{PodSelector: labels("a", "1"), NamespaceSelector: &metav1.LabelSelector{}}),
+		{
+			"a bad selector of Pods selects all",
+			spec{PodSelector: metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Like"}}}},
+			func(*model.NetworkPolicy) {},
+			[]string{`spec.podSelector.matchExpressions[0].operator: "Like" is not`},
+		},
+		{
+			"a bad selector of peers is no peer", from(peer{PodSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "In"}}}}),
+			rules(none),
+			[]string{`spec.ingress[0].from[0].podSelector.matchExpressions[0].values: In needs at least one value`},
+		},
+		{
+			"values where none belong", from(peer{NamespaceSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Exists", Values: []string{"x"}}}}}),
+			rules(none),
+			[]string{`values: Exists takes no values`},
+		},
+		{
+			"peers", from(peer{PodSelector: labels("a", "1")}, peer{NamespaceSelector: labels("n", "1")}, peer{PodSelector: labels("a", "1"), NamespaceSelector: &metav1.LabelSelector{}}),
 			rules(model.PolicyRule{AnyPort: true, Peers: []model.PolicyPeer{
-				{Pods: &model.Selector{is("a", "1")}}, {Namespaces: &model.Selector{is("n", "1")}},
+				{Pods: &model.Selector{is("a", "1")}},
+				{Namespaces: &model.Selector{is("n", "1")}},
 				{Pods: &model.Selector{is("a", "1")}, Namespaces: &model.Selector{}},
-			}}), nil},
+			}}), nil,
+		},
 		{"an empty peer", from(peer{}), rules(none), []string{`spec.ingress[0].from[0]: an empty peer`}},
 		{"a block beside a selector", from(peer{IPBlock: &networkingv1.IPBlock{CIDR: "10.0.0.0/8"}, PodSelector: labels("a", "1")}), rules(none), []string{`make two peers of it`}},
 		{"blocks", block("10.1.2.3/8", "10.2.0.0/16", "10.1.0.0/16", "10.2.0.0/16"), rules(model.PolicyRule{AnyPort: true, Peers: []model.PolicyPeer{
@@ -85,17 +98,24 @@ func TestConvertPolicy(t *testing.T) {
 		{"block that is none", block("10.0.0.0"), rules(none), []string{`spec.ingress[0].from[0].ipBlock.cidr: "10.0.0.0" is not a range`}},
 		{"IPv4 in IPv6 form", block("::ffff:10.0.0.0/104"), rules(none), []string{`an IPv4 range in IPv6 form`}},
 		{"exception that cannot be read", block("10.0.0.0/8", "10.0.0"), rules(none), []string{`ipBlock.except[0]: "10.0.0" is not a range`}},
-		{"exception outside", block("10.0.0.0/8", "11.0.0.0/16", "fd00::/64"), rules(model.PolicyRule{AnyPort: true, Peers: []model.PolicyPeer{{Block: prefixes("10.0.0.0/8")[0]}}}),
-			[]string{`except[0]: 11.0.0.0/16 lies not in the range 10.0.0.0/8`, `except[1]: fd00::/64 lies not in`}},
+		{
+			"exception outside", block("10.0.0.0/8", "11.0.0.0/16", "fd00::/64"), rules(model.PolicyRule{AnyPort: true, Peers: []model.PolicyPeer{{Block: prefixes("10.0.0.0/8")[0]}}}),
+			[]string{`except[0]: 11.0.0.0/16 lies not in the range 10.0.0.0/8`, `except[1]: fd00::/64 lies not in`},
+		},
 		{"exception around its range", block("10.1.0.0/16", "10.0.0.0/8"), rules(model.PolicyRule{AnyPort: true, Peers: []model.PolicyPeer{
 			{Block: prefixes("10.1.0.0/16")[0], Except: prefixes("10.0.0.0/8")},
 		}}), []string{`except[0]: 10.0.0.0/8 lies not in the range 10.1.0.0/16`}},
-		{"ports", ports(port{}, port{Protocol: ptr(corev1.ProtocolSCTP)}, port{Port: ptr(intstr.FromInt32(80))},
-			port{Port: ptr(intstr.FromInt32(80)), EndPort: ptr(int32(90))}, port{Port: ptr(intstr.FromString("http")), Protocol: ptr(corev1.ProtocolUDP)}),
+		{
+			"ports", ports(port{}, port{Protocol: ptr(corev1.ProtocolSCTP)}, port{Port: ptr(intstr.FromInt32(80))},
+				port{Port: ptr(intstr.FromInt32(80)), EndPort: ptr(int32(90))}, port{Port: ptr(intstr.FromString("http")), Protocol: ptr(corev1.ProtocolUDP)}),
 			rules(model.PolicyRule{AnyPeer: true, Ports: []model.PolicyPort{
-				{Protocol: model.TCP, Last: 65535}, {Protocol: model.SCTP, Last: 65535}, {Protocol: model.TCP, First: 80, Last: 80},
-				{Protocol: model.TCP, First: 80, Last: 90}, {Protocol: model.UDP, Name: "http"},
-			}}), nil},
+				{Protocol: model.TCP, Last: 65535},
+				{Protocol: model.SCTP, Last: 65535},
+				{Protocol: model.TCP, First: 80, Last: 80},
+				{Protocol: model.TCP, First: 80, Last: 90},
+				{Protocol: model.UDP, Name: "http"},
+			}}), nil,
+		},
 		{"ports that cannot be used allow nothing", ports(
 			port{Port: ptr(intstr.FromInt32(80)), EndPort: ptr(int32(79))}, port{Port: ptr(intstr.FromString("http")), EndPort: ptr(int32(90))},
 			port{EndPort: ptr(int32(90))}, port{Port: ptr(intstr.FromInt32(0))}, port{Port: ptr(intstr.FromInt32(80)), EndPort: ptr(int32(70000))},
