@@ -32,6 +32,7 @@ func (d *Daemon) handler() http.Handler {
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { control.WriteJSON(w, d.Status()) })
 	mux.HandleFunc("GET /v1/leases", func(w http.ResponseWriter, _ *http.Request) { control.WriteJSON(w, d.LeaseList()) })
 	mux.HandleFunc("GET /v1/services", func(w http.ResponseWriter, _ *http.Request) { control.WriteJSON(w, d.Services()) })
+	mux.HandleFunc("GET /v1/trace", d.serveTrace)
 	mux.HandleFunc("GET /v1/leaks", d.serveLeaks)
 	mux.HandleFunc("POST /v1/release", d.serveRelease)
 	return mux

@@ -90,6 +90,7 @@ type Loop struct {
 
 	run    sync.Mutex      // one round at a time
 	fabric []ruleset.Table // the packet filter of the Pod network as it was last set; run guards it
+	tables []ruleset.Table // all of the packet filter as it was last set; run guards it
 
 	mu     sync.Mutex
 	config route.Config
@@ -364,11 +365,18 @@ func (l *Loop) applyRules(ctx context.Context, cfg route.Config, snap *model.Sna
 	if err != nil {
 		return n, fmt.Errorf("applying the packet filter: %w", err)
 	}
-	l.fabric = fabric
+	l.fabric, l.tables = fabric, tables
 	if serve {
 		l.Services.committed(self)
 	}
 	return n, nil
+}
+
+// Tables returns the packet filter as it was last set, by all parts of weft.
+func (l *Loop) Tables() []ruleset.Table {
+	l.run.Lock()
+	defer l.run.Unlock()
+	return slices.Clone(l.tables)
 }
 
 // inherited says whether Services must be left as the daemon before this one made them: the picture in the store is older than

@@ -38,6 +38,7 @@ var rank = map[string]int{
 	"appliance/kernel/probe":     4,
 	"appliance/prober":           4,
 	"appliance/reconcile":        4,
+	"appliance/trace":            4,
 	"embedded/coredns":           4,
 	"embedded/gobgp":             4,
 	"plugins/cni":                4,
@@ -78,7 +79,7 @@ var owners = map[string][]string{
 }
 
 // pure folders compute; they may not touch the world.
-var pure = []string{"appliance/model", "appliance/ipam", "appliance/compile/...", "appliance/ruleset"}
+var pure = []string{"appliance/model", "appliance/ipam", "appliance/compile/...", "appliance/ruleset", "appliance/trace"}
 
 // impure lists standard packages that a pure folder may not import, and what to do instead.
 var impure = map[string]string{

@@ -45,7 +45,9 @@ ports: [{name: http, port: 8080, protocol: TCP}, {name: echo, port: 8081, protoc
 endpoints:
 `, f)
 		for _, p := range pods {
-			fmt.Fprintf(&b, "- {addresses: [%q], conditions: {ready: true}, nodeName: %s}\n", p.Address(f), p.Node)
+			namespace, name, _ := strings.Cut(p.FullName(), "/")
+			fmt.Fprintf(&b, "- {addresses: [%q], conditions: {ready: true}, nodeName: %s, targetRef: {kind: Pod, namespace: %s, name: %s}}\n",
+				p.Address(f), p.Node, namespace, name)
 		}
 		if len(pods) == 0 {
 			b.WriteString("  []\n")

@@ -88,26 +88,15 @@ func outLink(to netip.Addr) string {
 // journey sends one packet through the hooks as far as it gets.
 func journey(tr *ruleset.Tracer, c conn, link string) (ruleset.Outcome, bool) {
 	p := ruleset.Packet{IIf: link, Src: c.src, Dst: c.dst.Addr(), Sport: 40000, Dport: c.dst.Port(), Proto: c.protocol, CtState: ruleset.StateNew}
-	hook := ruleset.Prerouting
-	if c.fromNode {
-		hook, p.OIf = ruleset.Output, outLink(p.Dst)
+	walk := tr.Walk(p, c.fromNode, func(to netip.Addr) ruleset.Way {
+		out := outLink(to)
+		return ruleset.Way{Link: out, Local: out == "lo"}
+	})
+	out := ruleset.Outcome{Packet: walk.Packet, Rejected: walk.End == ruleset.Rejected, Accepted: walk.End == ruleset.Delivered || walk.End == ruleset.Forwarded}
+	for _, leg := range walk.Legs {
+		out.Steps = append(out.Steps, leg.Steps...)
 	}
-	out := tr.Trace(hook, p)
-	if !out.Accepted {
-		return out, false
-	}
-	chosen := out.Packet.CtStatus&ruleset.StatusDNAT != 0
-	p = out.Packet
-	if p.OIf = outLink(p.Dst); p.OIf == "lo" && !c.fromNode {
-		return out, chosen // goes up to a process
-	}
-	if !c.fromNode {
-		p.IIf = link
-	}
-	steps := out.Steps
-	out = tr.Trace(ruleset.Postrouting, p)
-	out.Steps = append(steps, out.Steps...)
-	return out, chosen
+	return out, out.Accepted && out.Packet.CtStatus&ruleset.StatusDNAT != 0
 }
 
 // TestMatrix compares tracer and oracle for every Service, destination, protocol, source and family.

@@ -16,6 +16,8 @@ type Options struct {
 	// NetNS is a file descriptor of the node's network namespace; 0 means the namespace of the calling process. The
 	// descriptor is duplicated and stays the caller's.
 	NetNS int
+	// ReadOnly is for tools that only look: links that an earlier process was to remove are left to the daemon.
+	ReadOnly bool
 }
 
 // Backend holds the netlink sockets of the node's network namespace. Its methods may be called from several goroutines.
@@ -73,7 +75,9 @@ func Open(o Options) (_ *Backend, err error) {
 		return nil, err
 	}
 	b.remover = startRemover(removal)
-	b.remover.enqueue()
+	if !o.ReadOnly {
+		b.remover.enqueue()
+	}
 	return b, nil
 }
 

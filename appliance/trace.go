@@ -1,0 +1,243 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+
+	"go.uber.org/zap"
+
+	"weft.network/weft/appliance/compile/podnet"
+	"weft.network/weft/appliance/compile/route"
+	"weft.network/weft/appliance/compile/service"
+	"weft.network/weft/appliance/config"
+	"weft.network/weft/appliance/control"
+	"weft.network/weft/appliance/kernel/iface"
+	"weft.network/weft/appliance/kernel/nft"
+	"weft.network/weft/appliance/model"
+	"weft.network/weft/appliance/reconcile"
+	"weft.network/weft/appliance/ruleset"
+	"weft.network/weft/appliance/store"
+	"weft.network/weft/appliance/trace"
+)
+
+// TraceAnswer is the answer to GET /v1/trace.
+type TraceAnswer struct {
+	trace.Report
+	// Node is the one that was asked. What other nodes do is compiled from the same picture of the cluster.
+	Node string `json:"node"`
+	// Picture says where that picture comes from.
+	Picture string `json:"picture"`
+	// Agrees says that this node's kernel holds what was traced; Differences are what it holds otherwise, those that change the
+	// outcome first.
+	Agrees      bool     `json:"agrees"`
+	Differences []string `json:"differences,omitempty"`
+	Warnings    []string `json:"warnings,omitempty"`
+}
+
+// tracing is what a question is answered from: of a running daemon, or of what one left behind.
+type tracing struct {
+	node     string
+	picture  string
+	snapshot *model.Snapshot
+	leases   []*model.Lease
+	tables   []ruleset.Table
+	config   route.Config
+	links    *iface.Backend
+	rules    *nft.Backend
+	warnings []string
+}
+
+func (d *Daemon) serveTrace(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	t := tracing{
+		node: d.cfg.NodeName, picture: "weftd", snapshot: d.snapshot(), leases: d.attacher.Leases(), tables: d.loop.Tables(),
+		config: d.loop.Settings(), links: d.kernel.Backend, rules: d.kernel.rules,
+	}
+	if !d.cfg.Has(config.RoleServices) {
+		t.warnings = append(t.warnings, "role services is off on this node: whoever serves Services here is not traced")
+	}
+	if d.loop.NoFabric {
+		t.warnings = append(t.warnings, "role fabric is off on this node: the Pod network of whoever has it is not traced")
+	}
+	answer, err := t.answer(r.Context(), q.Get("from"), q.Get("to"), q.Get("protocol"))
+	if err != nil {
+		control.WriteError(w, http.StatusBadRequest, err)
+		return
+	}
+	control.WriteJSON(w, answer)
+}
+
+// answer traces twice: through the tables that weft makes, and through those that the kernel holds.
+func (t *tracing) answer(ctx context.Context, from, to, protocol string) (TraceAnswer, error) {
+	out := TraceAnswer{Node: t.node, Picture: t.picture, Warnings: t.warnings}
+	proto, err := model.ParseProtocol(protocol)
+	if err != nil {
+		return out, err
+	}
+	under, err := t.links.Underlay(ctx)
+	if err != nil {
+		return out, err
+	}
+	world := func(tables []ruleset.Table) *trace.World {
+		this := t.this(ctx, tables)
+		known := map[string]*trace.Node{t.node: this}
+		return &trace.World{Snapshot: t.snapshot, This: t.node, Leases: t.leases, Node: func(name string) *trace.Node {
+			n, ok := known[name]
+			if !ok {
+				n = trace.Compiled(t.snapshot, t.config, under, name)
+				known[name] = n
+			}
+			return n
+		}}
+	}
+	if out.Report, err = world(t.tables).Trace(from, to, proto); err != nil {
+		return out, err
+	}
+	held := make([]ruleset.Table, 0, len(t.tables))
+	var differ []string
+	for i := range t.tables {
+		have, d, err := t.rules.ReadBack(t.tables[i])
+		if err != nil {
+			return out, fmt.Errorf("reading the packet filter: %w", err)
+		}
+		held, differ = append(held, have), append(differ, d...)
+	}
+	kernel, err := world(held).Trace(from, to, proto)
+	if err != nil {
+		return out, err
+	}
+	out.Differences = append(out.Report.Differences(&kernel, "in the kernel"), differ...)
+	out.Agrees = len(out.Differences) == 0
+	return out, nil
+}
+
+// this is the node that is asked: its routes are the kernel's.
+func (t *tracing) this(ctx context.Context, tables []ruleset.Table) *trace.Node {
+	known := map[netip.Addr]trace.Route{}
+	way := func(to netip.Addr) trace.Route {
+		if r, ok := known[to]; ok {
+			return r
+		}
+		p, err := t.links.PathTo(ctx, to)
+		if err != nil {
+			p.Refused = err.Error()
+		}
+		r := trace.Route{Way: ruleset.Way{Link: p.Link, Local: p.Local, Refused: p.Refused}, Via: p.Via, Src: p.Src}
+		known[to] = r
+		return r
+	}
+	return &trace.Node{
+		Name: t.node, Tables: tables, Route: way,
+		Arrives: func(from netip.Addr) string { return way(from).Link },
+		Returns: func(to netip.Addr, link string) bool { return way(to).Link == link },
+	}
+}
+
+// Trace asks the daemon of this node or, when it does not run, answers from its store and the kernel. It changes nothing.
+func Trace(ctx context.Context, cfg config.Config, from, to, protocol string) (TraceAnswer, error) {
+	var out TraceAnswer
+	path := fmt.Sprintf("/v1/trace?from=%s&to=%s&protocol=%s", url.QueryEscape(from), url.QueryEscape(to), url.QueryEscape(protocol))
+	err := control.NewClient(cfg.RunDir).Get(ctx, path, &out)
+	if !errors.Is(err, control.ErrNoDaemon) {
+		return out, err
+	}
+	t, closing, err := traceStore(ctx, cfg)
+	if err != nil {
+		return out, err
+	}
+	defer closing()
+	return t.answer(ctx, from, to, protocol)
+}
+
+// traceStore reads what a daemon left behind, and compiles it as that daemon would.
+func traceStore(ctx context.Context, cfg config.Config) (t *tracing, closing func(), err error) {
+	if cfg.NodeName == "" {
+		if cfg.NodeName, err = os.Hostname(); err != nil {
+			return nil, nil, fmt.Errorf("finding the node's name (set nodeName): %w", err)
+		}
+	}
+	s, err := store.OpenReadOnly(filepath.Join(cfg.StateDir, StoreName), directWait)
+	if errors.Is(err, store.ErrBusy) {
+		return nil, nil, fmt.Errorf("weftd is starting or stopping, so try again: %w", err)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	state, err := readState(s)
+	if err != nil {
+		return nil, nil, err
+	}
+	snap, err := s.Snapshot()
+	if err != nil {
+		return nil, nil, err
+	}
+	links, err := iface.Open(iface.Options{ReadOnly: true})
+	if err != nil {
+		return nil, nil, fmt.Errorf("opening the kernel's links and routes: %w", err)
+	}
+	rules, err := nft.Open(nft.Options{})
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("opening the kernel's packet filter: %w", err), links.Close())
+	}
+	closing = func() {
+		rules.Close()
+		_ = links.Close()
+	}
+	t = &tracing{
+		node: cfg.NodeName, picture: "the store, since weftd does not run: it may be older than what the kernel holds",
+		leases: state.Leases, config: routeConfig(&cfg), links: links, rules: rules,
+	}
+	d := &Daemon{cfg: cfg}
+	t.snapshot = d.overlay(snap)
+	dry := &dryRun{links: links}
+	loop := reconcile.New(routeConfig(&cfg), reconcile.Inputs{
+		Snapshot: func() *model.Snapshot { return t.snapshot },
+		Leases:   func() []*model.Lease { return state.Leases }, Ports: func() []*model.HostPorts { return state.Ports },
+	}, dry, dry, zap.NewNop())
+	loop.NoFabric = !cfg.Has(config.RoleFabric)
+	if cfg.Has(config.RoleServices) {
+		loop.Services = &reconcile.Services{Flows: dry}
+	}
+	if err := loop.Round(ctx, reconcile.Trigger{What: "a question"}); err != nil {
+		closing()
+		return nil, nil, fmt.Errorf("compiling what weftd would: %w", err)
+	}
+	t.tables = loop.Tables()
+	return t, closing, nil
+}
+
+// dryRun is a kernel that changes nothing, for a round of the loop whose outcome is only looked at.
+type dryRun struct{ links *iface.Backend }
+
+func (r *dryRun) Underlay(ctx context.Context) (route.Underlay, error) { return r.links.Underlay(ctx) }
+
+// ApplyHost changes nothing.
+func (*dryRun) ApplyHost(context.Context, route.HostNet) ([]string, error) { return nil, nil }
+
+// ApplyPods changes nothing.
+func (*dryRun) ApplyPods(context.Context, []podnet.Attachment) ([]string, error) { return nil, nil }
+
+// EnsureSysctls changes nothing.
+func (*dryRun) EnsureSysctls(context.Context) (changes, problems []string) { return nil, nil }
+
+// Apply changes nothing.
+func (*dryRun) Apply(context.Context, []ruleset.Table) (int, error) { return 0, nil }
+
+// Differs compares nothing.
+func (*dryRun) Differs([]ruleset.Table) (int, error) { return 0, nil }
+
+// Exists says no, so that Services are compiled from the store.
+func (*dryRun) Exists(ruleset.Table) (bool, error) { return false, nil }
+
+// Invalidate has nothing to forget.
+func (*dryRun) Invalidate() {}
+
+// ForgetService forgets nothing.
+func (*dryRun) ForgetService([]service.Flow) {}
