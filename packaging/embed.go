@@ -29,6 +29,9 @@ var (
 	// RBAC is the manifest with weft's permissions in the cluster.
 	//go:embed kubernetes/rbac.yaml
 	RBAC []byte
+	// CRDs are the definitions of weft's own kinds.
+	//go:embed kubernetes/crds.yaml
+	CRDs []byte
 
 	//go:embed weft.yaml
 	config string

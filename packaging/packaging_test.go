@@ -130,7 +130,9 @@ func TestRBACVerbs(t *testing.T) {
 		"networking.k8s.io/networkpolicies get,list,watch",
 		"nodes get,list,watch",
 		"pods get,list,watch",
+		"secrets get,list,watch only weft-bgp",
 		"services get,list,watch",
+		"weft.network/bgppeers get,list,watch",
 	}
 	var got []string
 	dec := yaml.NewDecoder(bytes.NewReader(packaging.RBAC))
@@ -141,6 +143,7 @@ func TestRBACVerbs(t *testing.T) {
 				APIGroups []string `yaml:"apiGroups"`
 				Resources []string
 				Verbs     []string
+				Names     []string `yaml:"resourceNames"`
 			}
 		}
 		if dec.Decode(&object) != nil {
@@ -149,7 +152,11 @@ func TestRBACVerbs(t *testing.T) {
 		for _, rule := range object.Rules {
 			for _, group := range rule.APIGroups {
 				for _, resource := range rule.Resources {
-					got = append(got, strings.TrimPrefix(group+"/"+resource, "/")+" "+strings.Join(rule.Verbs, ","))
+					line := strings.TrimPrefix(group+"/"+resource, "/") + " " + strings.Join(rule.Verbs, ",")
+					if len(rule.Names) > 0 {
+						line += " only " + strings.Join(rule.Names, ",")
+					}
+					got = append(got, line)
 				}
 			}
 		}

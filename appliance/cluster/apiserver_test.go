@@ -39,6 +39,7 @@ type apiServer struct {
 	log      []change
 	wake     chan struct{}
 	forbid   map[string]bool
+	unknown  map[string]bool // kinds that this server does not have
 	requests []string
 	streams  bool // answers a list as a stream (KEP-3157), as servers do since 1.32
 }
@@ -51,7 +52,7 @@ type change struct {
 }
 
 func newAPIServer() *apiServer {
-	return &apiServer{version: 1, objects: map[string]map[string]runtime.Object{}, wake: make(chan struct{}), forbid: map[string]bool{}}
+	return &apiServer{version: 1, objects: map[string]map[string]runtime.Object{}, wake: make(chan struct{}), forbid: map[string]bool{}, unknown: map[string]bool{}}
 }
 
 const (
@@ -62,6 +63,8 @@ const (
 	pathSpaces    = "/api/v1/namespaces"
 	pathPolicies  = "/apis/networking.k8s.io/v1/networkpolicies"
 	pathSlices    = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices" // of the API server
+	pathBGPPeers  = "/apis/weft.network/v1alpha1/bgppeers"
+	pathSecrets   = "/api/v1/namespaces/kube-system/secrets"
 )
 
 // heads are the apiVersion and kind of what is at a path.
@@ -69,6 +72,7 @@ var heads = map[string][2]string{
 	pathNodes: {"v1", "Node"}, pathPods: {"v1", "Pod"}, pathServices: {"v1", "Service"},
 	pathAllSlices: {"discovery.k8s.io/v1", "EndpointSlice"}, pathSlices: {"discovery.k8s.io/v1", "EndpointSlice"},
 	pathSpaces: {"v1", "Namespace"}, pathPolicies: {"networking.k8s.io/v1", "NetworkPolicy"},
+	pathBGPPeers: {"weft.network/v1alpha1", "BGPPeer"}, pathSecrets: {"v1", "Secret"},
 }
 
 // put adds or replaces an object; a nil object removes it.
@@ -112,10 +116,13 @@ func (a *apiServer) seen() []string {
 func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	a.requests = append(a.requests, r.URL.RequestURI())
-	forbidden := a.forbid[r.URL.Path]
+	forbidden, unknown := a.forbid[r.URL.Path], a.unknown[r.URL.Path]
 	a.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	switch {
+	case unknown:
+		w.Header().Set("Content-Type", "text/plain")
+		http.Error(w, "404 page not found", http.StatusNotFound)
 	case forbidden:
 		refuse(w, http.StatusForbidden, metav1.StatusReasonForbidden, "nodes is forbidden: no such right")
 	case r.URL.Query().Get("sendInitialEvents") != "" && !a.streams:

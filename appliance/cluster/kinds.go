@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -31,8 +32,12 @@ type kind struct {
 	only func(*metav1.ListOptions)
 	// into receives the objects.
 	into cache.ReflectorStore
-	// optional kinds neither hold up the first Snapshot nor count as a lost connection.
+	// optional kinds do not count as a lost connection.
 	optional bool
+	// absent is called when the server says that there is no such kind (missing) or that it is not for us; may be nil.
+	absent func(missing bool) error
+	// patience is the longest wait after a failed request; 0 is backoffMost.
+	patience time.Duration
 }
 
 // The names of the kinds.
@@ -152,12 +157,15 @@ func (t typed[L]) watch(ctx context.Context, o metav1.ListOptions) (watch.Interf
 
 // listWatch returns the kind for a reflector. Each answer and each error goes to the status; errors of an optional kind are
 // problems.
-func (k kind) listWatch(c kubernetes.Interface, s *status, o *objects) cache.ListerWatcher {
+func (k kind) listWatch(c any, s *status, o *objects) cache.ListerWatcher {
 	result := func(ctx context.Context, err error) error {
 		switch {
 		case ctx.Err() != nil:
 		case k.optional:
 			o.optional(k.name, err)
+			if k.absent != nil && isAbsent(err) {
+				return errors.Join(err, k.absent(!apierrors.IsForbidden(err)))
+			}
 		case err == nil:
 			s.works(k.name)
 		case apierrors.IsForbidden(err):

@@ -17,6 +17,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -59,6 +60,10 @@ type KubernetesOptions struct {
 	// Policies says whether NetworkPolicies are watched, with all that they are about: Namespaces and the Pods of all nodes.
 	// Without it, a Snapshot has the Pods of this node only.
 	Policies bool
+	// BGP says the same of BGPPeers and of the Secrets that they, or these Secrets by name, refer to.
+	BGP             bool
+	Secrets         []string
+	SecretNamespace string
 	// Version of this weft, for the user agent.
 	Version string
 }
@@ -72,6 +77,7 @@ type Kubernetes struct {
 	events    *events
 	// Tests replace these.
 	connect        func(*rest.Config, http.RoundTripper) (kubernetes.Interface, error)
+	connectCustom  func(*rest.Config, http.RoundTripper) (dynamic.Interface, error)
 	configInterval time.Duration
 
 	mu    sync.Mutex
@@ -79,12 +85,17 @@ type Kubernetes struct {
 	// relearn puts newly learned addresses to use; nil while there is no session.
 	relearn func()
 	synced  map[string]bool // each needed kind, and whether everything of it is known
+	// secretsSeen are the Secrets that the server has answered about.
+	secretsSeen map[string]bool
 }
 
 // NewKubernetes checks the options. Nothing is read or connected before Run.
 func NewKubernetes(o KubernetesOptions) (*Kubernetes, error) {
 	if o.NodeName == "" {
 		return nil, errors.New("watching the cluster: the name of this node is not known: give --node-name")
+	}
+	if o.SecretNamespace == "" {
+		o.SecretNamespace = DefaultSecretNamespace
 	}
 	needed := []string{kindNodes, kindPods}
 	if o.Services {
@@ -105,9 +116,16 @@ func NewKubernetes(o KubernetesOptions) (*Kubernetes, error) {
 		connect: func(c *rest.Config, transport http.RoundTripper) (kubernetes.Interface, error) {
 			return kubernetes.NewForConfigAndClient(c, &http.Client{Transport: transport})
 		},
+		connectCustom: func(c *rest.Config, transport http.RoundTripper) (dynamic.Interface, error) {
+			return dynamic.NewForConfigAndClient(c, &http.Client{Transport: transport})
+		},
+		secretsSeen: map[string]bool{},
 	}
 	for _, name := range needed {
 		k.synced[name] = false
+	}
+	for _, ck := range customKinds(o.BGP) {
+		k.synced[ck.plural] = false
 	}
 	for _, text := range o.Servers {
 		u, err := parseServer(text)
@@ -151,13 +169,14 @@ func pause(ctx context.Context, d time.Duration) {
 
 // publish waits for changes and publishes Snapshots once every kind is known.
 func (k *Kubernetes) publish(ctx context.Context, publish func(*model.Snapshot)) {
+	published := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-k.objects.changed:
 		}
-		if !k.allListed() {
+		if !k.allListed() || !published && !k.allSecretsKnown() {
 			continue
 		}
 		pause(ctx, gather)
@@ -166,6 +185,7 @@ func (k *Kubernetes) publish(ctx context.Context, publish func(*model.Snapshot))
 		}
 		if s := k.objects.snapshot(); s != nil {
 			publish(s)
+			published = true
 		}
 	}
 }
@@ -214,6 +234,10 @@ func (k *Kubernetes) session(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("making a client for %s: %w", base.Host, err)
 	}
+	own, err := k.connectCustom(clientConfig(config, base), rotation)
+	if err != nil {
+		return fmt.Errorf("making a client for %s: %w", base.Host, err)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stopEvents := k.events.start(ctx, client)
@@ -221,15 +245,31 @@ func (k *Kubernetes) session(ctx context.Context) error {
 	var reflectors sync.WaitGroup
 	defer reflectors.Wait()
 	for _, kd := range k.kinds(client) {
-		r := cache.NewReflectorWithOptions(kd.listWatch(client, k.status, k.objects), kd.example, kd.into, cache.ReflectorOptions{
-			Name:    kd.name,
-			Backoff: &wait.Backoff{Duration: backoffFirst, Cap: backoffMost, Factor: backoffFactor, Jitter: 0.5, Steps: 100},
-		})
+		r := k.reflector(kd, client)
 		reflectors.Go(func() { r.RunWithContext(ctx) })
+	}
+	for _, kd := range k.customKinds(own) {
+		r := k.reflector(kd, own)
+		reflectors.Go(func() { r.RunWithContext(ctx) })
+	}
+	if k.options.BGP {
+		reflectors.Go(func() { k.followSecrets(ctx, client) })
 	}
 	k.waitForNewConfig(ctx, before)
 	cancel()
 	return nil
+}
+
+// reflector lists and watches one kind with a client.
+func (k *Kubernetes) reflector(kd kind, client any) *cache.Reflector {
+	most := backoffMost
+	if kd.patience > 0 {
+		most = kd.patience
+	}
+	return cache.NewReflectorWithOptions(kd.listWatch(client, k.status, k.objects), kd.example, kd.into, cache.ReflectorOptions{
+		Name:    kd.name,
+		Backoff: &wait.Backoff{Duration: backoffFirst, Cap: most, Factor: backoffFactor, Jitter: 0.5, Steps: 100},
+	})
 }
 
 // waitForNewConfig returns when the kubeconfig differs from what it was, or the context ends. A node that is joined to

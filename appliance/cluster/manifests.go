@@ -38,6 +38,10 @@ type ManifestsOptions struct {
 	Services bool
 	// Policies says whether NetworkPolicies and Namespaces are read too, and the Pods of all nodes.
 	Policies bool
+	// BGP says the same of BGPPeers and of the Secrets that they, or these Secrets by name, refer to.
+	BGP             bool
+	Secrets         []string
+	SecretNamespace string
 	// OnProblem is told of each file that cannot be used, once; may be nil.
 	OnProblem func(string)
 }
@@ -64,6 +68,9 @@ type parsed struct {
 func NewManifests(o ManifestsOptions) (*Manifests, error) {
 	if o.Dir == "" {
 		return nil, errors.New("reading manifests: no directory is given: set --manifests")
+	}
+	if o.SecretNamespace == "" {
+		o.SecretNamespace = DefaultSecretNamespace
 	}
 	if o.OnProblem == nil {
 		o.OnProblem = func(string) {}
@@ -242,6 +249,7 @@ func (m *Manifests) merge() (*model.Snapshot, []error) {
 		Nodes: map[string]*model.Node{}, Pods: map[model.PodKey]*model.Pod{},
 		Services: map[model.ServiceKey]*model.Service{}, Slices: map[model.SliceKey]*model.EndpointSlice{},
 		Namespaces: map[string]*model.Namespace{}, Policies: map[model.PolicyKey]*model.NetworkPolicy{},
+		BGPPeers: map[string]*model.BGPPeer{}, Secrets: map[model.SecretKey]*model.Secret{},
 	}
 	first := map[string]string{}
 	var problems []error
@@ -267,9 +275,17 @@ func (m *Manifests) merge() (*model.Snapshot, []error) {
 				all.Namespaces[value.Name] = value
 			case *model.NetworkPolicy:
 				all.Policies[value.Key()] = value
+			case *model.BGPPeer:
+				all.BGPPeers[value.Name] = value
+			case *model.Secret:
+				all.Secrets[value.Key()] = value
 			}
 		}
 	}
+	referred := referredSecrets(all.BGPPeers, m.options.Secrets)
+	maps.DeleteFunc(all.Secrets, func(key model.SecretKey, _ *model.Secret) bool {
+		return key.Namespace != m.options.SecretNamespace || !slices.Contains(referred, key.Name)
+	})
 	return all, problems
 }
 
@@ -281,6 +297,7 @@ func (m *Manifests) apply(all *model.Snapshot) {
 		m.objects.nodes.replace(all.Nodes), m.objects.pods.replace(all.Pods),
 		m.objects.services.replace(all.Services), m.objects.slices.replace(all.Slices),
 		m.objects.namespaces.replace(all.Namespaces), m.objects.policies.replace(all.Policies),
+		m.objects.bgpPeers.replace(all.BGPPeers), m.objects.secrets.replace(all.Secrets),
 	}
 	if slices.Contains(changed, true) {
 		m.objects.touch()

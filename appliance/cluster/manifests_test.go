@@ -179,7 +179,7 @@ func TestParseFile(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			objects, err := parseFile("f.yaml", []byte(test.text), readers(ManifestsOptions{Services: true, Policies: true}))
+			objects, err := parseFile("f.yaml", []byte(test.text), readers(ManifestsOptions{Services: true, Policies: true, BGP: true}))
 			var got []string
 			for _, o := range objects {
 				got = append(got, o.at+" "+o.title)
@@ -200,7 +200,7 @@ func FuzzParseFile(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		objects, err := parseFile("f.yaml", text, readers(ManifestsOptions{Services: true, Policies: true}))
+		objects, err := parseFile("f.yaml", text, readers(ManifestsOptions{Services: true, Policies: true, BGP: true}))
 		if err != nil {
 			var line int
 			if n, _ := fmt.Sscanf(err.Error(), "f.yaml:%d: ", &line); n != 1 || line < 1 || line > strings.Count(string(text), "\n")+2 {

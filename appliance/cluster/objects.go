@@ -25,11 +25,14 @@ type objects struct {
 	namespaces collection[string, model.Namespace]
 	policies   collection[model.PolicyKey, model.NetworkPolicy]
 
+	bgpPeers collection[string, model.BGPPeer]
+	secrets  collection[model.SecretKey, model.Secret]
 	problems map[string][]string // by kind and name of the object
 	revision uint64
 
 	dirty   bool          // something changed since the last snapshot
 	changed chan struct{} // has a value when it is worth a look
+	refer   chan struct{} // the same for who follows references between objects
 	report  func(problem string)
 }
 
@@ -46,8 +49,11 @@ func newObjects(report func(string)) *objects {
 		namespaces: collection[string, model.Namespace]{items: map[string]*model.Namespace{}},
 		policies:   collection[model.PolicyKey, model.NetworkPolicy]{items: map[model.PolicyKey]*model.NetworkPolicy{}},
 
+		bgpPeers: collection[string, model.BGPPeer]{items: map[string]*model.BGPPeer{}},
+		secrets:  collection[model.SecretKey, model.Secret]{items: map[model.SecretKey]*model.Secret{}},
 		problems: map[string][]string{},
 		changed:  make(chan struct{}, 1),
+		refer:    make(chan struct{}, 1),
 		report:   report,
 	}
 }
@@ -56,6 +62,10 @@ func newObjects(report func(string)) *objects {
 func (o *objects) touch() {
 	o.dirty = true
 	o.notify()
+	select {
+	case o.refer <- struct{}{}:
+	default:
+	}
 }
 
 // notify makes the publisher look whether a Snapshot is due.
@@ -78,6 +88,7 @@ func (o *objects) snapshot() *model.Snapshot {
 	return &model.Snapshot{
 		Revision: o.revision, Nodes: o.nodes.share(), Pods: o.pods.share(), Services: o.services.share(), Slices: o.slices.share(),
 		Namespaces: o.namespaces.share(), Policies: o.policies.share(),
+		BGPPeers: o.bgpPeers.share(), Secrets: o.secrets.share(),
 	}
 }
 

@@ -19,6 +19,7 @@ type node struct {
 	cniConfDir string
 	kubeconfig string
 	rbacFile   string // empty when another node applies it
+	crdsFile   string // the same
 	warnings   []string
 }
 
@@ -30,7 +31,7 @@ const (
 
 // detect looks for k3s, then for kubeadm; anything else is a bare node.
 func detect(env Env) node {
-	n := node{platform: "bare node", rbacFile: rbacFile, systemd: env.exists("/run/systemd/system")}
+	n := node{platform: "bare node", rbacFile: rbacFile, crdsFile: crdsFile, systemd: env.exists("/run/systemd/system")}
 	switch {
 	case env.exists(k3sData) || env.exists(k3sConfig) || env.exists("/usr/local/bin/k3s"):
 		n.k3s(env)
@@ -48,6 +49,7 @@ func detect(env Env) node {
 // folders; its own ones, below /var/lib/rancher/k3s, are only in use together with flannel.
 func (n *node) k3s(env Env) {
 	n.platform, n.rbacFile = "k3s agent", ""
+	n.crdsFile = ""
 	n.kubeconfig = k3sData + "/agent/kubelet.kubeconfig"
 	bin, conf := runtimeFolders(env, k3sData+"/agent/etc/containerd/config.toml")
 	withFlannel := strings.HasPrefix(conf, k3sData)
@@ -62,6 +64,7 @@ func (n *node) k3s(env Env) {
 	}
 	n.platform = "k3s server"
 	n.rbacFile = k3sData + "/server/manifests/weft-rbac.yaml"
+	n.crdsFile = k3sData + "/server/manifests/weft-crds.yaml"
 	settings := k3sSettings(env)
 	var missing []string
 	for _, s := range k3sWithout {

@@ -20,6 +20,7 @@ const (
 	daemonLink = "/usr/local/bin/weftd"
 	configFile = "/etc/weft/weft.yaml"
 	rbacFile   = "/etc/weft/rbac.yaml"
+	crdsFile   = "/etc/weft/crds.yaml"
 	unitFile   = "/etc/systemd/system/weftd.service"
 	nmFile     = "/etc/NetworkManager/conf.d/10-weft.conf"
 	unit       = "weftd.service"
@@ -186,14 +187,20 @@ func firstOf(values ...string) string {
 	return ""
 }
 
-// permissions puts the RBAC manifest where it is applied by itself, or where the administrator can apply it.
+// permissions puts the RBAC manifest and weft's own kinds where they are applied by themselves, or where the administrator can
+// apply them.
 func (p *planner) permissions(node node, c config.Config) {
-	switch {
-	case c.Manifests != "" || node.rbacFile == "":
-	case node.rbacFile != rbacFile:
+	if c.Manifests != "" || node.rbacFile == "" {
+		return
+	}
+	if node.rbacFile != rbacFile {
 		p.write(node.rbacFile, packaging.RBAC, "k3s applies it")
-	case p.write(rbacFile, packaging.RBAC, ""):
-		p.next("once for the cluster: kubectl apply -f %s", rbacFile)
+		p.write(node.crdsFile, packaging.CRDs, "k3s applies it")
+		return
+	}
+	rbac, crds := p.write(rbacFile, packaging.RBAC, ""), p.write(crdsFile, packaging.CRDs, "")
+	if rbac || crds {
+		p.next("once for the cluster: kubectl apply -f %s -f %s", rbacFile, crdsFile)
 	}
 }
 

@@ -47,9 +47,10 @@ func Uninstall(ctx context.Context, env Env, opts Options) (Plan, error) {
 	if p.remove(unitFile) && node.systemd {
 		p.run("daemon-reload")
 	}
-	rbac := p.remove(rbacFile)
+	rbac, crds := p.remove(rbacFile), p.remove(crdsFile)
 	if node.rbacFile != "" && node.rbacFile != rbacFile {
 		rbac = p.remove(node.rbacFile) || rbac
+		crds = p.remove(node.crdsFile) || crds
 	}
 	p.remove(binary)
 	p.remove(c.RunDir)
@@ -62,7 +63,10 @@ func Uninstall(ctx context.Context, env Env, opts Options) (Plan, error) {
 		p.next("stop weftd if it still runs")
 	}
 	if rbac {
-		p.next("after the last node: kubectl -n kube-system delete clusterrolebinding/weft clusterrole/weft serviceaccount/weft")
+		p.next("after the last node: kubectl -n kube-system delete clusterrolebinding/weft clusterrole/weft rolebinding/weft role/weft serviceaccount/weft")
+	}
+	if crds {
+		p.next("and, with all settings of those kinds: kubectl delete crd bgppeers.weft.network")
 	}
 	return p.Plan, p.err
 }

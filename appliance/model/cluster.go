@@ -69,6 +69,9 @@ type Snapshot struct {
 	Slices     map[SliceKey]*EndpointSlice
 	Namespaces map[string]*Namespace
 	Policies   map[PolicyKey]*NetworkPolicy
+	BGPPeers   map[string]*BGPPeer
+	// Secrets are those that other objects refer to.
+	Secrets map[SecretKey]*Secret
 }
 
 // Node returns the node of that name, or nil. It may be called on a nil Snapshot.

@@ -3,6 +3,7 @@ package model
 import (
 	"cmp"
 	"encoding/json"
+	"maps"
 	"slices"
 )
 
@@ -17,6 +18,8 @@ type stored struct {
 
 	Namespaces []*Namespace     `json:"namespaces,omitempty"`
 	Policies   []*NetworkPolicy `json:"policies,omitempty"`
+	BGPPeers   []*BGPPeer       `json:"bgpPeers,omitempty"`
+	Secrets    []*Secret        `json:"secrets,omitempty"`
 }
 
 // MarshalJSON prints the Snapshot with its objects sorted by name.
@@ -50,6 +53,15 @@ func (s *Snapshot) MarshalJSON() ([]byte, error) {
 	slices.SortFunc(out.Policies, func(a, b *NetworkPolicy) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
+	for _, name := range slices.Sorted(maps.Keys(s.BGPPeers)) {
+		out.BGPPeers = append(out.BGPPeers, s.BGPPeers[name])
+	}
+	for _, v := range s.Secrets {
+		out.Secrets = append(out.Secrets, v)
+	}
+	slices.SortFunc(out.Secrets, func(a, b *Secret) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
 	return json.Marshal(out)
 }
 
@@ -68,6 +80,8 @@ func (s *Snapshot) UnmarshalJSON(b []byte) error {
 
 		Namespaces: byKey(in.Namespaces, func(n *Namespace) string { return n.Name }),
 		Policies:   byKey(in.Policies, (*NetworkPolicy).Key),
+		BGPPeers:   byKey(in.BGPPeers, func(p *BGPPeer) string { return p.Name }),
+		Secrets:    byKey(in.Secrets, (*Secret).Key),
 	}
 	return nil
 }

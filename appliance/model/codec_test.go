@@ -29,6 +29,8 @@ func TestSnapshotRoundTrip(t *testing.T) {
 
 		Namespaces: map[string]*Namespace{"default": {Name: "default", Labels: map[string]string{"x": "y"}}},
 		Policies:   map[PolicyKey]*NetworkPolicy{policy.Key(): policy},
+		BGPPeers:   map[string]*BGPPeer{"tor": {Name: "tor", Address: netip.MustParseAddr("192.0.2.1"), ASN: 1, PasswordSecret: &SecretRef{"s", "k"}}},
+		Secrets:    map[SecretKey]*Secret{{"kube-system", "s"}: {Namespace: "kube-system", Name: "s", Data: map[string][]byte{"k": []byte("pw")}}},
 	}
 	text, err := json.Marshal(in)
 	if err != nil {
