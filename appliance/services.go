@@ -24,8 +24,10 @@ type ServicePort struct {
 	Name     string         `json:"name,omitempty"`
 	Protocol model.Protocol `json:"protocol"`
 	IPv6     bool           `json:"ipv6,omitempty"`
-	// Sticky is sessionAffinity ClientIP.
-	Sticky    bool              `json:"sticky,omitempty"`
+	// Affinity is for how many seconds a client keeps its endpoint (sessionAffinity ClientIP); Hashed says that the client's address
+	// decides, on every node alike.
+	Affinity  uint32            `json:"affinityTimeout,omitempty"`
+	Hashed    bool              `json:"hashed,omitempty"`
 	Frontends []ServiceFrontend `json:"frontends"`
 	// Endpoints serve connections with policy Cluster, Local those with policy Local.
 	Endpoints []netip.AddrPort `json:"endpoints"`
@@ -69,7 +71,7 @@ func (d *Daemon) Services() []ServiceStatus {
 }
 
 func servicePort(p *service.Port) ServicePort {
-	out := ServicePort{Name: p.Name, Protocol: p.Protocol, IPv6: p.IPv6, Sticky: p.Sticky, Endpoints: p.Cluster, Local: p.Local}
+	out := ServicePort{Name: p.Name, Protocol: p.Protocol, IPv6: p.IPv6, Affinity: p.Affinity, Hashed: p.Hashed, Endpoints: p.Cluster, Local: p.Local}
 	for _, f := range p.Frontends {
 		out.Frontends = append(out.Frontends, ServiceFrontend{
 			Kind: f.Kind.String(), Address: f.Addr, Port: f.Port, Inside: f.Inside.String(), Outside: f.Outside.String(), Sources: f.Sources,

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"go.uber.org/zap"
 
@@ -114,7 +115,43 @@ func (t *tracing) answer(ctx context.Context, from, to, protocol string) (TraceA
 	}
 	out.Differences = append(out.Report.Differences(&kernel, "in the kernel"), differ...)
 	out.Agrees = len(out.Differences) == 0
-	return out, nil
+	return out, t.recall(&out.Report, held, func(tables []ruleset.Table) (trace.Report, error) { return world(tables).Trace(from, to, proto) })
+}
+
+// recall asks once more with what the kernel remembers of clients, if it remembers any.
+func (t *tracing) recall(r *trace.Report, held []ruleset.Table, ask func([]ruleset.Table) (trace.Report, error)) error {
+	found := false
+	tables := slices.Clone(held)
+	for i := range tables {
+		var memory ruleset.Table
+		memory.Family, memory.Name = tables[i].Family, tables[i].Name
+		tables[i].Sets = slices.Clone(tables[i].Sets)
+		for _, s := range tables[i].Sets {
+			if s.Dynamic {
+				memory.Sets = append(memory.Sets, s)
+			}
+		}
+		if len(memory.Sets) == 0 {
+			continue
+		}
+		elements, err := t.rules.Elements(memory)
+		if err != nil {
+			return fmt.Errorf("reading which clients are remembered: %w", err)
+		}
+		for j, s := range tables[i].Sets {
+			if s.Dynamic && len(elements[s.Name]) > 0 {
+				known := *s
+				known.Blocks = ruleset.Single(elements[s.Name]...)
+				tables[i].Sets[j], found = &known, true
+			}
+		}
+	}
+	if !found {
+		return nil
+	}
+	remembered, err := ask(tables)
+	r.Recall(&remembered)
+	return err
 }
 
 // this is the node that is asked: its routes are the kernel's.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -100,8 +101,11 @@ func printService(p *printer, s *appliance.ServiceStatus) {
 				p.line("    only from %s", prefixes(f.Sources))
 			}
 		}
-		if port.Sticky {
-			p.line("    a client keeps its endpoint")
+		switch {
+		case port.Hashed:
+			p.line("    the client's address decides, on every node alike")
+		case port.Affinity > 0:
+			p.line("    a client keeps its endpoint for %v after its last connection", time.Duration(port.Affinity)*time.Second)
 		}
 		for _, e := range port.Endpoints {
 			p.line("    -> %s", e)

@@ -56,6 +56,9 @@ func (s *Set) print(b *strings.Builder) {
 	if s.Interval {
 		b.WriteString("\t\tflags interval\n")
 	}
+	if s.Dynamic {
+		b.WriteString("\t\tflags dynamic,timeout\n")
+	}
 	if s.Comment != "" {
 		fmt.Fprintf(b, "\t\tcomment %q\n", s.Comment)
 	}

@@ -56,7 +56,7 @@ const shardCount = 256
 // shardOf returns the name of the group of a Service.
 func shardOf(f *service.Frontends) string {
 	for i := range f.Ports {
-		if p := &f.Ports[i]; p.Sticky || len(p.Cluster)+len(p.Local) > 100 {
+		if p := &f.Ports[i]; p.Hashed || len(p.Cluster)+len(p.Local) > 100 {
 			return f.Service.String()
 		}
 	}

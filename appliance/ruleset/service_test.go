@@ -64,8 +64,18 @@ func web() *service.Frontends {
 
 func dns() *service.Frontends {
 	return &service.Frontends{Service: key("dns"), Ports: []service.Port{{
-		Name: "dns", Protocol: model.UDP, Sticky: true, Cluster: at("10.42.1.6:53 10.42.2.9:53"), Hairpin: addrs("10.42.1.6"),
+		Name: "dns", Protocol: model.UDP, Hashed: true, Cluster: at("10.42.1.6:53 10.42.2.9:53"), Hairpin: addrs("10.42.1.6"),
 		Frontends: []service.Frontend{front(service.ClusterIP, "10.96.0.11:53", service.ToCluster)},
+	}}}
+}
+
+// cart remembers its clients, at an address and at a node port.
+func cart() *service.Frontends {
+	node := front(service.NodePort, "0.0.0.0:30090", service.ToCluster)
+	node.Outside = service.ToLocal
+	return &service.Frontends{Service: key("cart"), Ports: []service.Port{{
+		Name: "http", Protocol: model.TCP, Affinity: 10800, Cluster: at("10.42.1.5:8080 10.42.2.7:8080 10.42.2.8:8080"), Local: at("10.42.1.5:8080"),
+		Frontends: []service.Frontend{front(service.ClusterIP, "10.96.0.13:80", service.ToCluster), node},
 	}}}
 }
 
@@ -94,6 +104,7 @@ func TestServicesGolden(t *testing.T) {
 	chosen.NodePortAddresses = prefixes("192.168.9.0/24")
 	for name, in := range map[string]ServicesInput{
 		"none": servicesInput(), "idle": servicesInput(idle()), "all": servicesInput(web(), idle()), "chosen": chosen,
+		"sticky": servicesInput(cart()),
 	} {
 		t.Run(name, func(t *testing.T) {
 			table := new(Services).Table(in)
@@ -108,7 +119,7 @@ func TestServicesGolden(t *testing.T) {
 	for _, s := range table.Sets {
 		s.Blocks = nil
 	}
-	golden(t, "services_sticky.nft", table.String())
+	golden(t, "services_hashed.nft", table.String())
 }
 
 // TestServicesKeepPointers changes one Service of several and wants all else to be the very same.
@@ -214,7 +225,7 @@ func TestServicesIncremental(t *testing.T) {
 		for range 1 + r.IntN(3) {
 			i := r.IntN(12)
 			f := &service.Frontends{Service: key(strconv.Itoa(i)), Ports: []service.Port{{
-				Protocol: model.TCP, Sticky: r.IntN(8) == 0, Frontends: []service.Frontend{front(service.ClusterIP, fmt.Sprintf("10.96.0.%d:80", i), service.Refuse)},
+				Protocol: model.TCP, Hashed: r.IntN(8) == 0, Affinity: uint32(r.IntN(2)) * 60, Frontends: []service.Frontend{front(service.ClusterIP, fmt.Sprintf("10.96.0.%d:80", i), service.Refuse)},
 			}}}
 			p := &f.Ports[0]
 			for j := range []int{0, 1, 3, 150}[r.IntN(4)] {

@@ -2,6 +2,7 @@ package ruleset
 
 import (
 	"net/netip"
+	"slices"
 
 	"weft.network/weft/appliance/model"
 )
@@ -23,19 +24,56 @@ func (p picker) chain() *Chain {
 	if p.local {
 		kind++
 	}
-	if p.sticky {
+	if p.timeout > 0 {
+		return &Chain{Name: p.name(), Rules: p.remember(f, i, key, serviceSet(setID(i, kind)).Name)}
+	}
+	if p.hashed {
 		key = append(key, Jhash{Of: f.saddr, Mod: uint32(p.n), Seed: affinitySeed})
 	} else {
 		key = append(key, Numgen{Mod: uint32(p.n)})
 	}
 	pick := R("", DNATMap(f.Family, serviceSet(setID(i, kind)).Name, key...))
-	if p.node && !p.sticky { // the client's address brings the check of the family with it
+	if p.node && !p.hashed { // the client's address brings the check of the family with it
 		pick.Statements = append([]Statement{NFProto(f.Family)}, pick.Statements...)
 	}
-	return &Chain{Name: p.name(), Rules: []Rule{
-		R("", Assign{Target: CtMark, Keep: ^uint32(0), Value: ServiceMark}),
-		pick,
-	}}
+	return &Chain{Name: p.name(), Rules: []Rule{chosenHere, pick}}
+}
+
+// chosenHere marks a connection whose destination is chosen.
+var chosenHere = R("", Assign{Target: CtMark, Keep: ^uint32(0), Value: ServiceMark})
+
+// affinitySize bounds the memory for clients: one that does not fit in any more gets an endpoint at random each time. Some 100 bytes
+// each, so a flood of made-up addresses can take 12 MiB.
+const affinitySize = 1 << 17
+
+// remember makes the rules for a client that keeps its endpoint for some time after its last connection. One map for all Services has the
+// name of the endpoint by client and frontend. The name passes through the packet's priority, since nft(8) can list no rule that
+// puts what it just looked up into a map; postrouting clears it.
+func (p picker) remember(f family, i int, frontend []Expr, endpoints string) []Rule {
+	memory := "affinity" + f.suffix
+	choices := setChoices
+	if p.node {
+		choices = setNodePortChoices
+	}
+	if p.local {
+		choices++
+	}
+	client := Concat{f.saddr, f.daddr, MetaL4Proto, THDport}
+	refresh := Remember{Map: memory, Key: client, Data: MetaPriority, Timeout: p.timeout}
+	byName := DNATMap(f.Family, endpoints, append(slices.Clone(frontend), MetaPriority)...)
+	draw := Assign{Target: MetaPriority, From: MapOf{Key: append(slices.Clone(Concat(frontend)), Numgen{Mod: uint32(p.n)}), Map: serviceSet(setID(i, choices)).Name}}
+	recall := Assign{Target: MetaPriority, From: MapOf{Key: client, Map: memory}}
+	rules := []Rule{
+		chosenHere,
+		R("the endpoint that the client had", recall, refresh, byName),
+		R("it is gone", Forget{Map: memory, Key: client, Data: MetaPriority}),
+		R("a new client", draw, refresh, byName),
+		R("the memory is full", draw, byName),
+	}
+	if p.node { // nothing else brings the check of the family with it
+		rules[4].Statements = append([]Statement{NFProto(f.Family)}, rules[4].Statements...)
+	}
+	return rules
 }
 
 // skeletonInput is what the chains besides pickers depend on.
@@ -64,6 +102,7 @@ func newSkeleton(in skeletonInput) skeleton {
 	s.dispatch()
 	s.nodePorts()
 	for i := range families {
+		s.memory(i)
 		s.origins(i)
 	}
 	s.ends()
@@ -82,6 +121,21 @@ func newSkeleton(in skeletonInput) skeleton {
 }
 
 func (s *skeleton) has(family, kind int) bool { return s.in.present[setID(family, kind)] }
+
+// memory makes the map of clients that keep their endpoint.
+func (s *skeleton) memory(i int) {
+	if f := families[i]; s.remembers(i) {
+		s.sets = append(s.sets, &Set{
+			Name: "affinity" + f.suffix, Comment: "clients and the names of their endpoints (sessionAffinity)", Size: affinitySize, Dynamic: true,
+			Key: []Type{f.addr, f.addr, TypeInetProto, TypeInetService}, Data: []Type{TypeMark},
+		})
+	}
+}
+
+// remembers says whether any Service of the family keeps clients at their endpoint.
+func (s *skeleton) remembers(i int) bool {
+	return s.has(i, setChoices) || s.has(i, setLocalChoices) || s.has(i, setNodePortChoices) || s.has(i, setNodePortLocalChoices)
+}
 
 // frontendKey is what a frontend is found by.
 func frontendKey(f family) Concat { return Concat{f.daddr, MetaL4Proto, THDport} }
@@ -178,7 +232,11 @@ func (s *skeleton) ends() {
 // masquerade makes the chains that see to it that answers come back by this node, which alone knows whom they are for. They
 // do by themselves if the client or the endpoint is a Pod of this node, or the endpoint is the node.
 func (s *skeleton) masquerade() {
-	rules := []Rule{R("this node is the endpoint", Oif("lo"), Accept)}
+	var rules []Rule
+	if s.remembers(0) || s.remembers(1) {
+		rules = append(rules, R("where the endpoint's name was", Assign{Target: MetaPriority}))
+	}
+	rules = append(rules, R("this node is the endpoint", Oif("lo"), Accept))
 	for i, f := range families {
 		if s.has(i, setHairpin) {
 			rules = append(rules, R("a Pod to itself", In("hairpin"+f.suffix, f.saddr, f.daddr), Masquerade{FullyRandom: true}))

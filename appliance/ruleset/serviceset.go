@@ -3,6 +3,7 @@ package ruleset
 import (
 	"cmp"
 	"encoding/binary"
+	"hash/fnv"
 	"maps"
 	"net/netip"
 	"slices"
@@ -25,6 +26,10 @@ const (
 	setNodePortOutside
 	setNodePortEndpoints
 	setNodePortLocal
+	setChoices // address, protocol, port, number -> name of an endpoint, for Services that remember their clients
+	setLocalChoices
+	setNodePortChoices // the same two without an address
+	setNodePortLocalChoices
 	setAllowed    // address, protocol, port, source
 	setClusterIPs // addresses at which other ports are refused
 	setHairpin    // Pods of this node that are endpoints
@@ -32,20 +37,24 @@ const (
 )
 
 var serviceSetNames = [setKinds]struct{ name, comment string }{
-	setServices:          {"services", "addresses of Services"},
-	setLimited:           {"limited", "Services with loadBalancerSourceRanges, for allowed sources"},
-	setInside:            {"inside", "policy Local, for this node and its Pods: endpoints anywhere"},
-	setOutside:           {"outside", "policy Local, for others: endpoints on this node"},
-	setEndpoints:         {"endpoints", "endpoints, numbered from 0"},
-	setLocalEndpoints:    {"local_endpoints", "endpoints on this node, numbered from 0"},
-	setNodePorts:         {"nodeports", "node ports"},
-	setNodePortInside:    {"nodeport_inside", "policy Local, for this node and its Pods: endpoints anywhere"},
-	setNodePortOutside:   {"nodeport_outside", "policy Local, for others: endpoints on this node"},
-	setNodePortEndpoints: {"nodeport_endpoints", "endpoints of node ports, numbered from 0"},
-	setNodePortLocal:     {"nodeport_local_endpoints", "endpoints of node ports on this node, numbered from 0"},
-	setAllowed:           {"allowed_sources", "loadBalancerSourceRanges"},
-	setClusterIPs:        {"cluster_ips", "ClusterIPs, on which every port without a Service is refused"},
-	setHairpin:           {"hairpin", "Pods that may reach themselves through a Service"},
+	setServices:             {"services", "addresses of Services"},
+	setLimited:              {"limited", "Services with loadBalancerSourceRanges, for allowed sources"},
+	setInside:               {"inside", "policy Local, for this node and its Pods: endpoints anywhere"},
+	setOutside:              {"outside", "policy Local, for others: endpoints on this node"},
+	setEndpoints:            {"endpoints", "endpoints, numbered from 0"},
+	setLocalEndpoints:       {"local_endpoints", "endpoints on this node, numbered from 0"},
+	setNodePorts:            {"nodeports", "node ports"},
+	setNodePortInside:       {"nodeport_inside", "policy Local, for this node and its Pods: endpoints anywhere"},
+	setNodePortOutside:      {"nodeport_outside", "policy Local, for others: endpoints on this node"},
+	setNodePortEndpoints:    {"nodeport_endpoints", "endpoints of node ports, numbered from 0"},
+	setNodePortLocal:        {"nodeport_local_endpoints", "endpoints of node ports on this node, numbered from 0"},
+	setChoices:              {"choices", "names of endpoints, numbered from 0, of Services that remember their clients"},
+	setLocalChoices:         {"local_choices", "the same for endpoints on this node"},
+	setNodePortChoices:      {"nodeport_choices", "the same for node ports"},
+	setNodePortLocalChoices: {"nodeport_local_choices", "the same for node ports and endpoints on this node"},
+	setAllowed:              {"allowed_sources", "loadBalancerSourceRanges"},
+	setClusterIPs:           {"cluster_ips", "ClusterIPs, on which every port without a Service is refused"},
+	setHairpin:              {"hairpin", "Pods that may reach themselves through a Service"},
 }
 
 // setID numbers the sets of both families; family is the index in families.
@@ -58,7 +67,7 @@ func serviceSet(id int) *Set {
 	port := []Type{TypeInetProto, TypeInetService}
 	s.Key = append([]Type{f.addr}, port...)
 	switch kind {
-	case setNodePorts, setNodePortInside, setNodePortOutside, setNodePortEndpoints, setNodePortLocal:
+	case setNodePorts, setNodePortInside, setNodePortOutside, setNodePortEndpoints, setNodePortLocal, setNodePortChoices, setNodePortLocalChoices:
 		s.Key = port
 	}
 	switch kind {
@@ -67,6 +76,8 @@ func serviceSet(id int) *Set {
 	case setEndpoints, setLocalEndpoints, setNodePortEndpoints, setNodePortLocal:
 		s.Key = append(s.Key, TypeMark)
 		s.Data = []Type{f.addr, TypeInetService}
+	case setChoices, setLocalChoices, setNodePortChoices, setNodePortLocalChoices:
+		s.Key, s.Data = append(s.Key, TypeMark), []Type{TypeMark}
 	case setAllowed:
 		s.Key, s.Interval = append(s.Key, f.addr), true
 	case setClusterIPs:
@@ -155,11 +166,28 @@ func (l *elementList) frontend(f *service.Frontend) {
 		verdict = Goto("source_ranges" + f4.suffix)
 	}
 	l.add(kinds[0], Element{Key: key, Verdict: verdict, Comment: comment(l.note)})
+	choices := setChoices
+	if node {
+		choices = setNodePortChoices
+	}
 	if f.Inside == service.ToCluster || f.Outside == service.ToCluster {
-		l.add(kinds[3], numbered(key, l.table(p.Cluster))...)
+		l.endpoints(key, kinds[3], choices, p.Cluster)
 	}
 	if f.Inside == service.ToLocal || f.Outside == service.ToLocal {
-		l.add(kinds[4], numbered(key, l.table(p.Local))...)
+		l.endpoints(key, kinds[4], choices+1, p.Local)
+	}
+}
+
+// endpoints adds the endpoints of a frontend, by number or by name.
+func (l *elementList) endpoints(key Value, kind, choices int, es []netip.AddrPort) {
+	if l.port.Affinity == 0 {
+		l.add(kind, elementsOf(key, nil, l.table(es))...)
+		return
+	}
+	names := nameEndpoints(es)
+	l.add(kind, elementsOf(key, names, es)...)
+	for i, name := range names {
+		l.add(choices, Element{Key: Tuple(key, Mark(uint32(i))), Data: Mark(name)})
 	}
 }
 
@@ -176,9 +204,10 @@ func (l *elementList) verdict(t service.Target, node bool) Verdict {
 	default:
 		p.n = len(l.port.Cluster)
 	}
-	if p.sticky = l.port.Sticky && p.n > 1; p.sticky {
+	if p.hashed = l.port.Hashed && p.n > 1; p.hashed {
 		p.n = tableSize(p.n)
 	}
+	p.timeout = l.port.Affinity
 	if !slices.Contains(l.shard.pickers, p) {
 		l.shard.pickers = append(l.shard.pickers, p)
 	}
@@ -187,21 +216,26 @@ func (l *elementList) verdict(t service.Target, node bool) Verdict {
 
 // table returns the endpoints as they are numbered: as they come, or in a table of hashes.
 func (l *elementList) table(es []netip.AddrPort) []netip.AddrPort {
-	if l.port.Sticky && len(es) > 1 {
+	if l.port.Hashed && len(es) > 1 {
 		return spread(es, tableSize(len(es)))
 	}
 	return es
 }
 
-// numbered returns an element for each endpoint. All keys and data are one piece of memory.
-func numbered(key Value, es []netip.AddrPort) []Element {
+// elementsOf returns an element for each endpoint, by its name or, without names, its number. All keys and data are one piece of
+// memory.
+func elementsOf(key Value, names []uint32, es []netip.AddrPort) []Element {
 	if len(es) == 0 {
 		return nil
 	}
 	var b []byte
 	for i, at := range es {
 		b = append(b, key...)
-		b = binary.NativeEndian.AppendUint32(b, uint32(i))
+		id := uint32(i)
+		if names != nil {
+			id = names[i]
+		}
+		b = binary.NativeEndian.AppendUint32(b, id)
 		if a := at.Addr(); a.Is4() {
 			four := a.As4()
 			b = append(b, four[:]...)
@@ -221,22 +255,48 @@ func numbered(key Value, es []netip.AddrPort) []Element {
 	return out
 }
 
-// picker is a chain that picks one of n endpoints: at random, or by the client's address.
+// nameEndpoints gives each endpoint a number that it keeps whoever comes and goes: clients are remembered with it. Two with the same
+// hash, which is one in four billion, part in the order of their addresses.
+func nameEndpoints(es []netip.AddrPort) []uint32 {
+	names := make([]uint32, len(es))
+	order := make([]int, len(es))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return es[a].Compare(es[b]) })
+	taken := make(map[uint32]bool, len(es))
+	for _, i := range order {
+		h := fnv.New64a()
+		b, _ := es[i].MarshalBinary() // cannot fail: it never does
+		h.Write(b)
+		name := uint32(mix(h.Sum64()))
+		for taken[name] {
+			name++
+		}
+		taken[name] = true
+		names[i] = name
+	}
+	return names
+}
+
+// picker is a chain that picks one of n endpoints: at random, by the client's address, or, with a timeout, the one that the client
+// had last.
 type picker struct {
 	n                         int
-	ipv6, node, local, sticky bool
+	timeout                   uint32
+	ipv6, node, local, hashed bool
 }
 
 func (p picker) compare(q picker) int {
 	rank := func(p picker) (r int) {
-		for _, b := range []bool{p.ipv6, p.node, p.local, p.sticky} {
+		for _, b := range []bool{p.ipv6, p.node, p.local, p.hashed, p.timeout > 0} {
 			if r *= 2; b {
 				r++
 			}
 		}
 		return r<<32 + p.n
 	}
-	return rank(p) - rank(q)
+	return cmp.Or(rank(p)-rank(q), cmp.Compare(p.timeout, q.timeout))
 }
 
 func (p picker) name() string {
@@ -244,7 +304,7 @@ func (p picker) name() string {
 	for _, part := range []struct {
 		is   bool
 		name string
-	}{{p.node, "nodeport_"}, {p.local, "local_"}, {p.sticky, "sticky_"}} {
+	}{{p.node, "nodeport_"}, {p.local, "local_"}, {p.hashed, "hashed_"}, {p.timeout > 0, "sticky_"}} {
 		if part.is {
 			s += part.name
 		}
@@ -253,5 +313,9 @@ func (p picker) name() string {
 	if p.ipv6 {
 		f = families[1]
 	}
-	return s + "pick" + f.suffix + "_of_" + strconv.Itoa(p.n)
+	s += "pick" + f.suffix + "_of_" + strconv.Itoa(p.n)
+	if p.timeout > 0 {
+		s += "_for_" + strconv.Itoa(int(p.timeout)) + "s"
+	}
+	return s
 }

@@ -257,6 +257,46 @@ func DNATMap(f Family, set string, key ...Expr) NAT {
 	return NAT{Family: f, From: &MapOf{Key: concat(key), Map: set}, WithPort: true}
 }
 
+// Remember puts the key with the data into a dynamic map, for Timeout seconds from now. A key that is there keeps its data, and
+// its time begins anew. Where the map is full, the rule does not match.
+type Remember struct {
+	Map     string
+	Key     Expr
+	Data    Expr
+	Timeout uint32
+}
+
+// Text implements Statement.
+func (r Remember) Text() string {
+	return fmt.Sprintf("update @%s { %s timeout %s : %s }", r.Map, r.Key.Text(), seconds(r.Timeout), r.Data.Text())
+}
+
+// Forget takes the key out of a dynamic map; it is no condition. The kernel wants some data named.
+type Forget struct {
+	Map  string
+	Key  Expr
+	Data Expr
+}
+
+// Text implements Statement.
+func (f Forget) Text() string {
+	return fmt.Sprintf("delete @%s { %s : %s }", f.Map, f.Key.Text(), f.Data.Text())
+}
+
+// seconds prints a length of time as nft(8) does.
+func seconds(n uint32) (out string) {
+	for _, u := range []struct {
+		name string
+		size uint32
+	}{{"d", 86400}, {"h", 3600}, {"m", 60}, {"s", 1}} {
+		if n >= u.size {
+			out += fmt.Sprint(n/u.size) + u.name
+			n %= u.size
+		}
+	}
+	return out
+}
+
 // Masquerade gives a connection the address of the interface over which it leaves.
 type Masquerade struct {
 	// FullyRandom chooses the port at random, which avoids the insertion race that drops one of two simultaneous queries.

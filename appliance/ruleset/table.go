@@ -133,6 +133,9 @@ type Set struct {
 	Interval bool
 	// Size limits the number of elements; 0 does not.
 	Size uint32
+	// Dynamic means that packets fill the set (Update) and that its elements leave after a time: it has no Blocks, and what the
+	// kernel holds is nobody else's to change.
+	Dynamic bool
 	// Blocks are the elements, by owner (a Service, a Pod). An unchanged pointer means unchanged elements.
 	Blocks map[string]*Block
 }

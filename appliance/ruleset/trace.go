@@ -35,6 +35,8 @@ type Facts struct {
 	Own func(to netip.Addr) netip.Addr
 	// Random draws a number from 0 to mod-1.
 	Random func(mod uint32) uint32
+	// Remembers makes the tracer keep what packets put into dynamic maps, as the kernel does; otherwise each packet is the first.
+	Remembers bool
 }
 
 // Step is a rule that carried out all of its statements, or the policy of a base chain, which has index -1.
@@ -60,11 +62,19 @@ type Tracer struct {
 	tables []Table
 	facts  Facts
 	index  map[*Set]map[string]*Element
+	// memory is what packets put into dynamic maps.
+	memory map[memoryKey]*Element
+}
+
+// memoryKey names an element of a dynamic map.
+type memoryKey struct {
+	table, set string
+	key        Value
 }
 
 // NewTracer returns a tracer of the tables.
 func NewTracer(tables []Table, facts Facts) *Tracer {
-	return &Tracer{tables: tables, facts: facts, index: map[*Set]map[string]*Element{}}
+	return &Tracer{tables: tables, facts: facts, index: map[*Set]map[string]*Element{}, memory: map[memoryKey]*Element{}}
 }
 
 // Trace sends a packet through the base chains of one hook, in the order of their priorities. As in the kernel, accepting
@@ -203,6 +213,14 @@ func (r *run) statement(s Statement) VerdictKind {
 	case Notrack:
 		p.CtState = StateUntracked
 		return fell
+	case Remember:
+		return r.remember(s)
+	case Forget:
+		if key, ok := r.eval(s.Key); ok {
+			delete(r.tracer.memory, memoryKey{r.table.ID(), s.Map, key})
+			return fell
+		}
+		return noMatch
 	case Verdict:
 		return r.verdict(s)
 	default: // counters, limits and logs let packets pass
@@ -210,6 +228,19 @@ func (r *run) statement(s Statement) VerdictKind {
 	}
 	r.translated = true
 	return VerdictAccept
+}
+
+func (r *run) remember(s Remember) VerdictKind {
+	key, ok := r.eval(s.Key)
+	data, ok2 := r.eval(s.Data)
+	if !ok || !ok2 {
+		return noMatch
+	}
+	k := memoryKey{r.table.ID(), s.Map, key}
+	if r.tracer.facts.Remembers && r.tracer.memory[k] == nil {
+		r.tracer.memory[k] = &Element{Key: key, Data: data}
+	}
+	return fell
 }
 
 func match(ok bool) VerdictKind {
@@ -402,6 +433,9 @@ func (r *run) find(name string, key Value) *Element {
 	s := r.table.Set(name)
 	if s == nil {
 		return nil
+	}
+	if e := r.tracer.memory[memoryKey{r.table.ID(), name, key}]; e != nil {
+		return e
 	}
 	index, ok := r.tracer.index[s]
 	if !ok {

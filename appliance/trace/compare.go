@@ -5,6 +5,15 @@ import (
 	"slices"
 )
 
+// Recall takes over from an answer that knows what the kernel remembers of clients.
+func (r *Report) Recall(other *Report) {
+	for i := range r.Paths {
+		if i < len(other.Paths) && len(other.Paths[i].Endpoints) == 1 && len(r.Paths[i].Endpoints) > 1 {
+			r.Paths[i].Remembered = other.Paths[i].Endpoints[0].Address
+		}
+	}
+}
+
 // Differences says in what another answer to the same question differs: the same packet through other tables.
 func (r *Report) Differences(other *Report, whose string) []string {
 	var out []string

@@ -74,6 +74,8 @@ type Path struct {
 	Works   bool   `json:"works"`
 	// Hops are those up to the choice of an endpoint, or all of them if none was chosen.
 	Hops []Hop `json:"hops"`
+	// Remembered is the endpoint that this client will get since it had it last (sessionAffinity); invalid if there is none.
+	Remembered netip.AddrPort `json:"remembered,omitzero"`
 	// Endpoints are those that may get the connection.
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
 }

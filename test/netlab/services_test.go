@@ -23,18 +23,25 @@ const (
 // serve writes the Service web with these Pods behind it, as the API server would hold it; no Pods means no endpoints.
 func (s *story) serve(pods ...*lab.Pod) {
 	s.t.Helper()
+	s.serveSpec("sessionAffinity: None", pods...)
+}
+
+// serveSpec is serve with one more line in the spec of the Service.
+func (s *story) serveSpec(line string, pods ...*lab.Pod) {
+	s.t.Helper()
 	var b strings.Builder
 	fmt.Fprintf(&b, `apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: default}
 spec:
   type: NodePort
+  %[5]s
   clusterIP: %[1]s
   clusterIPs: [%[1]s, "%[2]s"]
   ports:
   - {name: http, port: 80, targetPort: 8080, protocol: TCP, nodePort: %[3]d}
   - {name: echo, port: 81, targetPort: 8081, protocol: UDP, nodePort: %[4]d}
-`, webService, webService6, webNodePort, webNodePort+1)
+`, webService, webService6, webNodePort, webNodePort+1, line)
 	for _, f := range []int{4, 6} {
 		fmt.Fprintf(&b, `---
 apiVersion: discovery.k8s.io/v1

@@ -116,6 +116,24 @@ func TestTrace(t *testing.T) {
 		t.Errorf("straight to a Pod: %+v", a.Paths[0])
 	}
 
+	// A client with sessionAffinity gets the endpoint that it had.
+	s.serveSpec("sessionAffinity: ClientIP", web...)
+	s.eventually("the client is remembered", 10*time.Second, func() error {
+		answer, err := s.get(client.FullName(), vip, 80)
+		if err != nil {
+			return err
+		}
+		a, err := s.tryTrace("node1", "default/client", webService+":80")
+		if err == nil && !a.Agrees {
+			err = fmt.Errorf("%v", a.Differences)
+		}
+		if i := slices.IndexFunc(web, func(p *lab.Pod) bool { return p.FullName() == answer.Pod }); err == nil && a.Paths[0].Remembered.Addr() != web[i].Address(4) {
+			err = fmt.Errorf("%s answered, remembered is %v", answer.Pod, a.Paths[0].Remembered)
+		}
+		return err
+	})
+	s.serve(web...)
+
 	// Without the daemon: from the store, and against the kernel, which somebody changes now.
 	s.no(s.KillDaemon(s.ctx, "node1", unix.SIGTERM))
 	a := s.trace("node1", "default/client", "default/web:80")

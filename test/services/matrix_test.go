@@ -65,7 +65,7 @@ func destinations(s *model.Service, p *model.ServicePort) (out []netip.AddrPort)
 func facts(draw func(uint32) uint32) ruleset.Facts {
 	return ruleset.Facts{
 		Local:  func(a netip.Addr) bool { return a.IsLoopback() || slices.Contains(nodeAddrs, a) },
-		Random: draw,
+		Random: draw, Remembers: true,
 		Own: func(to netip.Addr) netip.Addr {
 			return nodeAddrs[map[bool]int{true: 1}[to.Is6()]]
 		},

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft.network/weft/appliance/compile/service"
 	"weft.network/weft/appliance/kernel/netnstest"
 	"weft.network/weft/appliance/kernel/nft"
 	"weft.network/weft/appliance/model"
@@ -293,16 +294,23 @@ func (e experiment) run() string {
 	return ""
 }
 
-// TestPacketsStick opens many connections: to a sticky Service all go to one endpoint, to another to all of them.
+// TestPacketsStick opens many connections: to one address of a sticky Service all go to one endpoint, to another Service to all of
+// them.
 func TestPacketsStick(t *testing.T) {
 	l := newLab(t)
 	serve(t, l.local, "local")
 	serve(t, l.others, "there", "far")
 	p := pattern{places: []place{ready("local"), ready("there"), ready("far")}}
 	snap := &model.Snapshot{Services: map[model.ServiceKey]*model.Service{}, Slices: map[model.SliceKey]*model.EndpointSlice{}}
-	for n, timeout := range []int{0, 10800} {
+	for n, kind := range []string{"at random", "sticky", "hashed"} {
 		s := plain(n, p)
-		s.Type, s.AffinityTimeout = "LoadBalancer", timeout
+		s.Type = "LoadBalancer"
+		switch kind {
+		case "sticky":
+			s.AffinityTimeout = 10800
+		case "hashed":
+			s.Annotations = map[string]string{service.HashAnnotation: "true"}
+		}
 		nodePorts(s, n)
 		for _, a := range pair(fmt.Sprintf("100.64.0.%d", n+1)) {
 			s.Ingress = append(s.Ingress, model.ServiceIngress{IP: a})
@@ -321,22 +329,22 @@ func TestPacketsStick(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The load balancer's address may be one of the node's: then the node's packets to it come from it.
-	addAddrs(l.node, "lo", "100.64.0.1/32", "100.64.0.2/32")
-	for n, want := range []int{3, 1} {
-		seen := map[netip.Addr]int{}
+	addAddrs(l.node, "lo", "100.64.0.1/32", "100.64.0.2/32", "100.64.0.3/32")
+	for n, want := range []int{3, 1, 1} {
 		for _, i := range []int{0, 1} {
 			vip := pair(fmt.Sprintf("100.64.0.%d", n+1))[i]
-			for range 20 {
-				for _, dst := range []netip.AddrPort{netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(nodeAddrs[i], uint16(30000+n))} {
+			for _, dst := range []netip.AddrPort{netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(nodeAddrs[i], uint16(30000+n))} {
+				seen := map[netip.Addr]int{}
+				for range 40 {
 					server, _, err := ask(l.outside, conn{model.TCP, pair("198.51.100.9")[i], dst, false}, patience)
 					if err != nil {
 						t.Fatal(err)
 					}
 					seen[server.Addr()]++
 				}
-			}
-			if len(seen) != want*(i+1) {
-				t.Errorf("Service %d, 40 connections: %v, want %d endpoints", n, seen, want)
+				if len(seen) != want {
+					t.Errorf("Service %d at %s, 40 connections: %v, want %d endpoints", n, dst, seen, want)
+				}
 			}
 			server, client, err := ask(l.node, conn{model.TCP, vip, netip.AddrPortFrom(vip, 80), true}, patience)
 			if err != nil || server.Addr() != podAddr(i) && client == vip {

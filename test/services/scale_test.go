@@ -144,15 +144,22 @@ func TestTenThousandServices(t *testing.T) {
 	}
 }
 
-// TestFiveThousandEndpoints has one large Service beside small ones, once at random and once sticky.
+// TestFiveThousandEndpoints has one large Service beside small ones: at random, one that remembers its clients, and by hash.
 func TestFiveThousandEndpoints(t *testing.T) {
-	for _, sticky := range []int{0, 10800} {
+	for _, kind := range []string{"at random", "sticky", "hashed"} {
 		_, b := openKernel(t)
 		p := pipeline{kernel: b}
 		snap := manyServices(100, 3)
 		big := &model.Service{
 			Namespace: "load", Name: "big", Type: "NodePort", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.111.0.1")},
-			Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, NodePort: 30000}}, AffinityTimeout: sticky,
+			Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, NodePort: 30000}},
+		}
+		few := 4 // for each of two frontends: an endpoint, a verdict deleted and added
+		switch kind {
+		case "sticky":
+			big.AffinityTimeout, few = 10800, 6 // and a name
+		case "hashed":
+			big.Annotations, few = map[string]string{service.HashAnnotation: "true"}, 2*2*16381/10
 		}
 		snap.Services[big.Key()] = big
 		with := func(first, count int) *model.Snapshot {
@@ -178,14 +185,10 @@ func TestFiveThousandEndpoints(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("sticky %d, %s: %v, of which compile %v; %+v", sticky, what, time.Since(start), pure, stats)
+			t.Logf("%s, %s: %v, of which compile %v; %+v", kind, what, time.Since(start), pure, stats)
 			if changed := stats.ElementsAdded + stats.ElementsDeleted; changed > most {
-				t.Errorf("sticky %d, %s: %d elements, want at most %d", sticky, what, changed, most)
+				t.Errorf("%s, %s: %d elements, want at most %d", kind, what, changed, most)
 			}
-		}
-		few := 4 // for each of two frontends: an endpoint, a verdict deleted and added
-		if sticky > 0 {
-			few = 2 * 2 * 16381 / 10
 		}
 		apply("5,000 endpoints", with(1, 5000), 1<<20)
 		apply("one less at the end", with(1, 4999), 2*few)

@@ -16,6 +16,9 @@ type builder struct {
 	problems []Problem
 }
 
+// maxAffinity is the longest time-out that the API allows: a day, in seconds.
+const maxAffinity = 86400
+
 // maxProblems is how many problems of one Service are told; a slice of bad addresses has a thousand.
 const maxProblems = 10
 
@@ -90,7 +93,10 @@ func (b *builder) port(sp *model.ServicePort, ip netip.Addr, before *Frontends, 
 		return Port{}, false
 	}
 	v6 := ip.Is6()
-	p := Port{Name: sp.Name, Protocol: sp.Protocol, IPv6: v6, Sticky: b.svc.AffinityTimeout > 0}
+	p := Port{Name: sp.Name, Protocol: sp.Protocol, IPv6: v6, Hashed: b.svc.Annotations[HashAnnotation] == "true"}
+	if !p.Hashed && b.svc.AffinityTimeout > 0 { // a hash remembers for ever
+		p.Affinity = uint32(min(b.svc.AffinityTimeout, maxAffinity))
+	}
 	external := b.external(sp, v6)
 	all := b.gather(sp, v6)
 	usesLocal := b.svc.InternalLocal || b.svc.ExternalLocal && len(external) > 0
@@ -98,7 +104,7 @@ func (b *builder) port(sp *model.ServicePort, ip netip.Addr, before *Frontends, 
 
 	old := before.port(sp, v6)
 	p.Cluster, p.Local = places(c.cluster), places(c.local)
-	if !p.Sticky { // a table of hashes does not care for the order
+	if !p.Hashed { // a table of hashes does not care for the order
 		p.Cluster, p.Local = settle(old.Cluster, p.Cluster), settle(old.Local, p.Local)
 	}
 	p.Hairpin = b.hairpin(c)

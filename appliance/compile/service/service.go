@@ -55,8 +55,11 @@ type Port struct {
 	Name     string
 	Protocol model.Protocol
 	IPv6     bool
-	// Sticky says that a client keeps its endpoint (sessionAffinity ClientIP).
-	Sticky bool
+	// Affinity is for how many seconds after its last connection a client keeps its endpoint (sessionAffinity ClientIP); 0 means
+	// that it does not.
+	Affinity uint32
+	// Hashed says that every node sends a client to the same endpoint, whatever came before (annotation HashAnnotation).
+	Hashed bool
 	// Cluster and Local are the endpoints for the two traffic policies. The order is the one of the kernel's numbered maps.
 	Cluster, Local []netip.AddrPort
 	// Hairpin are the addresses of Pods of this node among them: a connection from such a Pod to itself needs another source.
@@ -77,6 +80,11 @@ type Frontend struct {
 	// Sources are the only sources that may connect; empty means everybody.
 	Sources []netip.Prefix
 }
+
+// HashAnnotation on a Service, with the value "true", chooses endpoints by a hash of the client's address that is the same on every
+// node and that few clients notice when an endpoint comes or goes. It is for addresses that routers spread over several nodes
+// (ECMP): a connection that a router moves to another node finds its endpoint there.
+const HashAnnotation = "weft.network/consistent-hash"
 
 // Kind is the field of the Service that a frontend comes from.
 type Kind uint8

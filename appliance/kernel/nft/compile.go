@@ -3,6 +3,7 @@ package nft
 import (
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -79,6 +80,10 @@ func (c *ruleCompiler) statement(s ruleset.Statement) {
 		c.assign(s)
 	case ruleset.NAT:
 		c.nat(s)
+	case ruleset.Remember:
+		c.dynset(unix.NFT_DYNSET_OP_UPDATE, s.Map, s.Key, s.Data, s.Timeout)
+	case ruleset.Forget:
+		c.dynset(dynsetDelete, s.Map, s.Key, s.Data, 0)
 	case ruleset.Masquerade:
 		c.add(&expr.Masq{FullyRandom: s.FullyRandom})
 	case ruleset.Redirect:
@@ -270,6 +275,18 @@ func (c *ruleCompiler) nat(n ruleset.NAT) {
 		out.RegProtoMin = firstRegister + width
 	}
 	c.add(out)
+}
+
+// dynsetDelete is NFT_DYNSET_OP_DELETE (Linux 5.4), which golang.org/x/sys does not have.
+const dynsetDelete = 2
+
+// dynset changes an element of a dynamic map.
+func (c *ruleCompiler) dynset(op uint32, set string, key, data ruleset.Expr, seconds uint32) {
+	n := c.load(key, firstRegister)
+	c.load(data, firstRegister+n)
+	c.add(&expr.Dynset{
+		SrcRegKey: firstRegister, SrcRegData: firstRegister + n, SetName: set, Operation: op, Timeout: time.Duration(seconds) * time.Second,
+	})
 }
 
 func (c *ruleCompiler) redirect(r ruleset.Redirect) {

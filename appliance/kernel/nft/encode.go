@@ -183,6 +183,9 @@ func headOf(s *ruleset.Set) setHead {
 	if s.Interval {
 		h.flags |= unix.NFT_SET_INTERVAL
 	}
+	if s.Dynamic {
+		h.flags |= unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT
+	}
 	if s.IsMap() {
 		h.flags |= unix.NFT_SET_MAP
 	}

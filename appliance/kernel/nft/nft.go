@@ -204,13 +204,15 @@ func (b *Backend) apply(ctx context.Context, tables []*ruleset.Table, rebuild bo
 }
 
 // read fills in what the kernel holds of one table.
-func (b *Backend) read(k *known, t *ruleset.Table) error {
+func (b *Backend) read(k *known, t *ruleset.Table) error { return b.readWith(k, t, false) }
+
+func (b *Backend) readWith(k *known, t *ruleset.Table, dynamic bool) error {
 	conn, err := dial(b.netns, 4<<20)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	r := reader{conn}
+	r := reader{conn, dynamic}
 	if k.state, err = r.table(t); err != nil {
 		return err
 	}
@@ -316,10 +318,10 @@ func (b *Backend) Exists(t ruleset.Table) (bool, error) {
 }
 
 // Elements reads the elements of a table's sets from the kernel, by the name of the set. The table says which sets, and of what
-// kind they are; those that the kernel does not have are left out.
+// kind they are; those that the kernel does not have are left out. What packets put into dynamic sets is there.
 func (b *Backend) Elements(t ruleset.Table) (map[string][]ruleset.Element, error) {
 	k := known{}
-	if err := b.read(&k, &t); err != nil {
+	if err := b.readWith(&k, &t, true); err != nil {
 		return nil, err
 	}
 	out := map[string][]ruleset.Element{}

@@ -20,7 +20,7 @@ func (b *Backend) OtherFirewalls() ([]string, error) {
 		return nil, err
 	}
 	defer conn.Close()
-	r := reader{conn}
+	r := reader{conn: conn}
 	msgs, err := r.get(unix.NFT_MSG_GETCHAIN, netlink.Dump, unix.NFPROTO_UNSPEC, &batch{})
 	if err != nil {
 		return nil, fmt.Errorf("listing the chains of other programs: %w", err)

@@ -79,6 +79,7 @@ func features() []feature {
 		{"connection tracking", "CONFIG_NFT_CT and CONFIG_NF_CONNTRACK_MARK", filter(ruleset.Prerouting, ruleset.Masked(ruleset.CtMark, 1, 1), ruleset.Notrack{})},
 		{"number generators", "CONFIG_NFT_NUMGEN", filter(ruleset.Prerouting, ruleset.Assign{Target: ruleset.MetaMark, From: ruleset.Numgen{Mod: 2}})},
 		{"hashes", "CONFIG_NFT_HASH", filter(ruleset.Prerouting, ruleset.Assign{Target: ruleset.MetaMark, From: ruleset.Jhash{Of: ruleset.IPSaddr, Mod: 2, Seed: 1}})},
+		memoryFeature(),
 		{"limits", "CONFIG_NFT_LIMIT", filter(ruleset.Prerouting, ruleset.Limit{Rate: 1, Per: ruleset.Second, Burst: 5})},
 		{"logging", "CONFIG_NFT_LOG and CONFIG_NETFILTER_NETLINK_LOG", filter(ruleset.Prerouting, ruleset.Log{Group: 77, Prefix: "weft", Snaplen: 80})},
 		{"rejection", "CONFIG_NFT_REJECT_INET", filter(ruleset.Input, ruleset.RejectPort)},
@@ -88,6 +89,17 @@ func features() []feature {
 		{"sets of ranges over several fields", "Linux 5.6 or newer", setTable(ruleset.Set{Key: []ruleset.Type{addr, port}, Interval: true},
 			ruleset.Element{Key: ruleset.Tuple(any4, ruleset.Port(1)), End: ruleset.Tuple(any4, ruleset.Port(9))})},
 	}
+}
+
+// memoryFeature is a map that packets fill: for clients that keep their endpoint.
+func memoryFeature() feature {
+	key, data := ruleset.Concat{ruleset.IPSaddr, ruleset.THDport}, ruleset.MetaPriority
+	t := chainTable(&ruleset.Base{Type: ruleset.Filter, Hook: ruleset.Prerouting, Priority: ruleset.PriorityRaw},
+		ruleset.Remember{Map: "probe", Key: key, Data: data, Timeout: 1}, ruleset.Forget{Map: "probe", Key: key, Data: data})
+	t.Sets = []*ruleset.Set{{
+		Name: "probe", Key: []ruleset.Type{ruleset.TypeIPv4Addr, ruleset.TypeInetService}, Data: []ruleset.Type{ruleset.TypeMark}, Size: 1, Dynamic: true,
+	}}
+	return feature{"maps that packets fill (sessionAffinity)", "Linux 5.4 or newer", t}
 }
 
 func chainTable(base *ruleset.Base, statements ...ruleset.Statement) ruleset.Table {

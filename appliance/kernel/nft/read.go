@@ -14,7 +14,11 @@ import (
 )
 
 // reader reads what the kernel has, over a socket of its own.
-type reader struct{ conn *netlink.Conn }
+type reader struct {
+	conn *netlink.Conn
+	// dynamic reads the elements of dynamic sets, too.
+	dynamic bool
+}
 
 // get asks one question; a dump if kind lists objects.
 func (r *reader) get(kind uint16, flags netlink.HeaderFlags, family byte, b *batch) ([]netlink.Message, error) {
@@ -202,6 +206,10 @@ func (r *reader) elements(t *ruleset.Table, s *state) error {
 	for _, want := range t.Sets {
 		have := s.sets[want.Name]
 		if have == nil || have.head != headOf(want) {
+			continue
+		}
+		if want.Dynamic && !r.dynamic { // what packets put there is not ours to know
+			have.index = map[string]slot{}
 			continue
 		}
 		var b batch
