@@ -45,6 +45,7 @@ type Daemon struct {
 	prober   *prober.Prober
 	metrics  *metrics
 	health   healthServers
+	audit    audit
 
 	// newest is the picture of the cluster with this node's own settings laid over it.
 	newest cluster.Holder
@@ -90,6 +91,7 @@ func Run(ctx context.Context, load func() (config.Config, error), version string
 	g.Go(func() error { d.watchKernel(ctx); return nil })
 	g.Go(func() error { d.saveSnapshots(ctx); return nil })
 	g.Go(func() error { d.watchLeaks(ctx); return nil })
+	g.Go(func() error { d.watchFlows(ctx); return nil })
 	g.Go(func() error { d.runProber(ctx); return nil })
 	g.Go(func() error { d.followPodMTU(ctx); return nil })
 	g.Go(func() error { d.reloadOnHangup(ctx, load); return nil })
@@ -144,9 +146,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if d.loop.Missing, err = d.kernel.missing(); err != nil {
 		return err
 	}
-	if d.cfg.Has(config.RoleServices) {
-		d.loop.Services = &reconcile.Services{Flows: d.kernel, Yield: d.otherProxy}
-	}
+	d.openServices()
 	d.metrics = newMetrics(d)
 	d.health = healthServers{log: d.log, servers: map[model.ServiceKey]*healthServer{}}
 	d.prober = d.newProber()

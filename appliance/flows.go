@@ -14,7 +14,9 @@ import (
 type flows struct {
 	table *conntrack.Table
 	log   *zap.Logger
-	work  sync.WaitGroup
+	// forgotten counts entries that were deleted; nil counts nothing.
+	forgotten func(n int)
+	work      sync.WaitGroup
 
 	mu      sync.Mutex
 	pending []conntrack.Filter
@@ -67,7 +69,11 @@ func (f *flows) run() {
 			return
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), forgetTime)
-		if _, err := f.table.Forget(ctx, filters...); err != nil {
+		n, err := f.table.Forget(ctx, filters...)
+		if f.forgotten != nil {
+			f.forgotten(n)
+		}
+		if err != nil {
 			f.log.Warn("forgetting the flows of Pods and host ports that are gone", zap.Error(err))
 		}
 		cancel()

@@ -19,6 +19,7 @@ type metrics struct {
 	duration  *prometheus.HistogramVec
 	exhausted prometheus.Counter
 	leaks     prometheus.Counter
+	flows     *prometheus.CounterVec
 }
 
 func newMetrics(d *Daemon) *metrics {
@@ -37,8 +38,15 @@ func newMetrics(d *Daemon) *metrics {
 		leaks: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "weft_ipam_leaks_freed_total", Help: "Leases freed because their sandbox was gone.",
 		}),
+		flows: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "weft_conntrack_forgotten_total", Help: "UDP flows forgotten because their other end was gone: at once (change), or found later (audit).",
+		}, []string{"found_by"}),
 	}
-	m.registry.MustRegister(m.calls, m.duration, m.exhausted, m.leaks, collectors.NewGoCollector(),
+	d.kernel.flows.forgotten = func(n int) { m.flows.WithLabelValues("change").Add(float64(n)) }
+	if d.loop.Services != nil {
+		m.registry.MustRegister(d.loop.Services.Metrics.Collectors()...)
+	}
+	m.registry.MustRegister(m.calls, m.duration, m.exhausted, m.leaks, m.flows, serviceCollector{d}, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collector{d})
 	return m
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"weft.network/weft/appliance/kernel/conntrack"
 	"weft.network/weft/appliance/model"
 	"weft.network/weft/packaging"
 )
@@ -170,6 +171,12 @@ func (d *Daemon) warnings() []string {
 	}
 	if other := d.otherConflist(); other != "" {
 		out = append(out, "the runtime reads "+other+" before weft's CNI configuration: remove the other network's file")
+	}
+	out = append(out, d.audit.found()...)
+	if count, limit, err := conntrack.Usage(); err == nil {
+		if w := conntrackWarning(count, limit); w != "" {
+			out = append(out, w)
+		}
 	}
 	sort.Strings(out)
 	return out

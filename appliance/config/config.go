@@ -45,6 +45,7 @@ type Config struct {
 	Fabric        Fabric         `yaml:"fabric"`
 	Masquerade    Masquerade     `yaml:"masquerade"`
 	IPAM          IPAM           `yaml:"ipam"`
+	Services      Services       `yaml:"services"`
 	Log           Log            `yaml:"log"`
 
 	StateDir   string `yaml:"stateDir"`
@@ -84,6 +85,16 @@ type IPAM struct {
 	CoolOff           time.Duration `yaml:"coolOff"`
 	ReconcileInterval time.Duration `yaml:"reconcileInterval"`
 }
+
+// Services is how this node serves them.
+type Services struct {
+	// NodePortAddresses are ranges of the node's addresses at which node ports answer, or "primary" for the node's first address
+	// of each family; empty means all of them. Loopback is never among them.
+	NodePortAddresses []string `yaml:"nodePortAddresses"`
+}
+
+// Primary in services.nodePortAddresses stands for the node's first address of each family.
+const Primary = "primary"
 
 // Log is what is written where.
 type Log struct {
@@ -193,6 +204,18 @@ func (c *Config) Validate() error {
 	}
 	if !slices.Contains([]string{"auto", "json", "console"}, c.Log.Format) {
 		bad("log.format", c.Log.Format, "must be auto, json or console")
+	}
+	for i, text := range c.Services.NodePortAddresses {
+		p, err := netip.ParsePrefix(text)
+		switch key := fmt.Sprintf("services.nodePortAddresses[%d]", i); {
+		case text == Primary:
+		case err != nil:
+			bad(key, text, "must be a range such as 192.168.1.0/24, or primary")
+		case p != p.Masked():
+			bad(key, text, "has host bits set: write "+p.Masked().String())
+		case p.Addr().IsLoopback():
+			bad(key, text, "node ports never answer on loopback: leave it out")
+		}
 	}
 	errs = append(errs, c.validatePrefixes()...)
 	return errors.Join(errs...)

@@ -363,6 +363,9 @@ func (l *Loop) applyRules(ctx context.Context, cfg route.Config, snap *model.Sna
 	}
 	n, err := l.Rules.Apply(ctx, tables)
 	if err != nil {
+		if serve {
+			l.Services.Metrics.failed(self.Addresses)
+		}
 		return n, fmt.Errorf("applying the packet filter: %w", err)
 	}
 	l.fabric, l.tables = fabric, tables

@@ -1,6 +1,9 @@
 package reconcile
 
 import (
+	"net/netip"
+	"time"
+
 	"weft.network/weft/appliance/compile/route"
 	"weft.network/weft/appliance/compile/service"
 	"weft.network/weft/appliance/model"
@@ -21,6 +24,10 @@ type Services struct {
 	Flows Flows
 	// Yield says who else serves Services on this node, or nothing; then weft leaves them to it. May be nil.
 	Yield func() string
+	// Metrics may be nil.
+	Metrics *ServiceMetrics
+	// NodePortAddresses are the addresses at which node ports answer; empty means all of the node's.
+	NodePortAddresses func(self *model.Node) []netip.Prefix
 
 	compiler service.Compiler
 	rules    ruleset.Services
@@ -28,10 +35,15 @@ type Services struct {
 	// applied is what the kernel was last given.
 	applied map[model.ServiceKey]*service.Frontends
 	yielded string
+	// pending says that something changed since the kernel was last given anything, triggered when that happened.
+	pending   bool
+	triggered []int64
+	started   time.Time
 }
 
 // compile works out what this node serves. With an unchanged Snapshot it costs a few comparisons.
 func (s *Services) compile(snap *model.Snapshot, self *model.Node, state *route.State) ruleset.Table {
+	s.started = time.Now()
 	if s.Yield != nil {
 		s.yielded = s.Yield()
 	}
@@ -42,7 +54,16 @@ func (s *Services) compile(snap *model.Snapshot, self *model.Node, state *route.
 	s.result = s.compiler.Compile(snap, service.Input{
 		NodeName: self.Name, Zone: self.Labels[zoneLabel], NodeAddresses: self.Addresses,
 	})
-	return s.rules.Table(ruleset.ServicesInput{Frontends: s.result.Frontends, PodRanges: state.PodRanges})
+	if c := s.result.Changed; c.Services+c.Slices > 0 {
+		s.pending = true
+		s.triggered = append(s.triggered, c.Triggered...)
+		s.Metrics.compiled(c, self.Addresses)
+	}
+	in := ruleset.ServicesInput{Frontends: s.result.Frontends, PodRanges: state.PodRanges}
+	if s.NodePortAddresses != nil {
+		in.NodePortAddresses = s.NodePortAddresses(self)
+	}
+	return s.rules.Table(in)
 }
 
 // committed forgets the flows that cannot go on, once the kernel has the new rules.
@@ -62,6 +83,10 @@ func (s *Services) committed(self *model.Node) {
 		s.Flows.ForgetService(gone)
 	}
 	s.applied = s.result.Frontends
+	if s.pending {
+		s.Metrics.committed(time.Since(s.started), s.triggered, self.Addresses)
+		s.pending, s.triggered = false, nil
+	}
 }
 
 // problems are for the log and the status screen.

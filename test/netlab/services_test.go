@@ -46,11 +46,15 @@ spec:
 		fmt.Fprintf(&b, `---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
-metadata: {name: web-ipv%[1]d, namespace: default, labels: {kubernetes.io/service-name: web}}
+metadata:
+  name: web-ipv%[1]d
+  namespace: default
+  labels: {kubernetes.io/service-name: web}
+  annotations: {endpoints.kubernetes.io/last-change-trigger-time: %[2]q}
 addressType: IPv%[1]d
 ports: [{name: http, port: 8080, protocol: TCP}, {name: echo, port: 8081, protocol: UDP}]
 endpoints:
-`, f)
+`, f, time.Now().UTC().Format(time.RFC3339Nano))
 		for _, p := range pods {
 			namespace, name, _ := strings.Cut(p.FullName(), "/")
 			fmt.Fprintf(&b, "- {addresses: [%q], conditions: {ready: true}, nodeName: %s, targetRef: {kind: Pod, namespace: %s, name: %s}}\n",

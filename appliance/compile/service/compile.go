@@ -33,8 +33,15 @@ func (c *Compiler) Compile(snap *model.Snapshot, in Input) Result {
 		c.start(len(snap.Services))
 	}
 	dirty := map[model.ServiceKey]bool{}
-	changes(c.services, snap.Services, func(k model.ServiceKey, _, _ *model.Service) { dirty[k] = true })
+	var changed Changed
+	changes(c.services, snap.Services, func(k model.ServiceKey, _, _ *model.Service) {
+		dirty[k] = true
+		changed.Services++
+	})
 	changes(c.slices, snap.Slices, func(_ model.SliceKey, old, now *model.EndpointSlice) {
+		if changed.Slices++; now != nil && now.Triggered != 0 {
+			changed.Triggered = append(changed.Triggered, now.Triggered)
+		}
 		for _, s := range []*model.EndpointSlice{old, now} {
 			if s != nil {
 				dirty[s.ServiceKey()] = true
@@ -50,6 +57,7 @@ func (c *Compiler) Compile(snap *model.Snapshot, in Input) Result {
 		}
 	}
 	c.update(dirty)
+	c.result.Changed = changed
 	return c.result
 }
 

@@ -126,6 +126,17 @@ func NewAuditor(now map[model.ServiceKey]*Frontends) *Auditor {
 	return a
 }
 
+// Serves reports whether UDP packets to an address and port are for a Service. local says that it is an address of this node.
+func (a *Auditor) Serves(dst netip.AddrPort, local bool) bool {
+	k := claim{dst.Addr(), dst.Port(), model.UDP, dst.Addr().Is6()}
+	_, ok := a.serving[k]
+	if !ok && local {
+		k.addr = netip.Addr{}
+		_, ok = a.serving[k]
+	}
+	return ok
+}
+
 // Stale reports whether a UDP flow to a Service is answered by somebody who is no endpoint of it. local says that the
 // destination is an address of this node, where node ports are.
 func (a *Auditor) Stale(dst, backend netip.AddrPort, local bool) bool {

@@ -25,6 +25,15 @@ type Result struct {
 	HealthChecks map[model.ServiceKey]HealthCheck
 	// Problems are sorted by Service.
 	Problems []Problem
+	// Changed is what was new in this call of Compile.
+	Changed Changed
+}
+
+// Changed counts the objects that differ from those of the call before.
+type Changed struct {
+	Services, Slices int
+	// Triggered has, for each slice that knows it, when the change happened that made it, in nanoseconds since 1970.
+	Triggered []int64
 }
 
 // HealthCheck is one healthCheckNodePort.

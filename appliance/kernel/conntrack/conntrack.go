@@ -133,9 +133,18 @@ func (t *Table) Forget(ctx context.Context, filters ...Filter) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	found, err := t.find(ctx, filters, ix.matches)
+	if err != nil {
+		return 0, err
+	}
+	return t.remove(ctx, found)
+}
+
+// find returns the entries that match; filters say what the kernel may leave out.
+func (t *Table) find(ctx context.Context, filters []Filter, matches func(*flow) bool) (found []flow, err error) {
 	dump, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: t.netns})
 	if err != nil {
-		return 0, fmt.Errorf("opening a conntrack socket: %w", err)
+		return nil, fmt.Errorf("opening a conntrack socket: %w", err)
 	}
 	defer dump.Close()
 	_ = dump.SetReadBuffer(4 << 20)
@@ -145,25 +154,24 @@ func (t *Table) Forget(ctx context.Context, filters ...Filter) (int, error) {
 			entries = n
 		}
 	}
-	var found []flow
 	for _, request := range requests(filters, entries) {
 		if err := ctx.Err(); err != nil {
-			return 0, err
+			return nil, err
 		}
 		if _, err := dump.Send(request); err != nil {
-			return 0, fmt.Errorf("reading the conntrack table: %w", err)
+			return nil, fmt.Errorf("reading the conntrack table: %w", err)
 		}
 		// One message at a time: a table of 100,000 entries would be hundreds of megabytes at once.
 		for m, err := range dump.ReceiveIter() {
 			if err != nil {
-				return 0, fmt.Errorf("reading the conntrack table: %w", err)
+				return nil, fmt.Errorf("reading the conntrack table: %w", err)
 			}
-			if e := decode(m.Data); ix.matches(&e) {
+			if e := decode(m.Data); matches(&e) {
 				found = append(found, e)
 			}
 		}
 	}
-	return t.remove(ctx, found)
+	return found, nil
 }
 
 func (t *Table) remove(ctx context.Context, found []flow) (n int, err error) {
