@@ -9,6 +9,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 WEFT_CACHE=$(realpath -m "${WEFT_CACHE:-$here/../../.cache}")
 export WEFT_CACHE
 cd "$here/../.."
+mkdir -p "$WEFT_CACHE/e2e"
+exec 8>"$WEFT_CACHE/e2e/run.lock"
+flock 8 # two clusters at once would write into each other's logs; the second one waits
 # The suite takes minutes and larger images: only when asked for.
 case "$*" in
 *Conformance*) set_name=conformance WEFT_CONFORMANCE=1 limit=2h ;;
