@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -149,7 +150,8 @@ func serveOne(c, listener int, buf []byte) error {
 	return nil
 }
 
-// client obeys lines of standard input: load, address, own processor, server's processor, warm, count. It answers with nanoseconds.
+// client obeys lines of standard input: load, address, own processor, server's processor, warm, count. It answers with nanoseconds: of
+// all, and of the slowest hundredth of connections to connect.
 func client() error {
 	in := bufio.NewScanner(os.Stdin)
 	buf := make([]byte, chunk)
@@ -168,11 +170,11 @@ func client() error {
 		if err := pin(cpu); err != nil {
 			return fmt.Errorf("pinning the client: %w", err)
 		}
-		took, err := ask(addr, o, buf)
+		took, slow, err := ask(addr, o, buf)
 		if err != nil {
 			return err
 		}
-		if _, err := fmt.Fprintln(os.Stdout, took.Nanoseconds()); err != nil {
+		if _, err := fmt.Fprintln(os.Stdout, took.Nanoseconds(), slow.Nanoseconds()); err != nil {
 			return err
 		}
 	}
@@ -203,31 +205,32 @@ func connect(addr string) (int, error) {
 	return fd, nil
 }
 
-func ask(addr string, o order, buf []byte) (took time.Duration, err error) {
+func ask(addr string, o order, buf []byte) (took, slow time.Duration, err error) {
 	fd, err := connect(addr)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() { _ = unix.Close(fd) }()
 	head, err := binary.Append(nil, binary.LittleEndian, o)
 	if err != nil {
-		return 0, fmt.Errorf("writing an order: %w", err)
+		return 0, 0, fmt.Errorf("writing an order: %w", err)
 	}
 	if err := writeFull(fd, head); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	var once func() error
+	each := make([]time.Duration, 0, o.Warm+o.Count)
 	switch loads[o.Load] {
 	case loadStream:
 		for left := int(o.Warm + o.Count); left > 0; left -= chunk {
 			if err := writeFull(fd, buf[:min(left, chunk)]); err != nil {
-				return 0, err
+				return 0, 0, err
 			}
 		}
 		if err := readFull(fd, buf[:8]); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
-		return time.Duration(binary.LittleEndian.Uint64(buf)), nil
+		return time.Duration(binary.LittleEndian.Uint64(buf)), 0, nil
 	case loadRequest:
 		once = func() error {
 			if err := writeFull(fd, buf[:1]); err != nil {
@@ -237,10 +240,12 @@ func ask(addr string, o order, buf []byte) (took time.Duration, err error) {
 		}
 	case loadConnect:
 		once = func() error {
+			begin := time.Now()
 			one, err := connect(addr)
 			if err != nil {
 				return err
 			}
+			each = append(each, time.Since(begin))
 			err = readFull(one, buf[:1])
 			_ = unix.Close(one)
 			return err
@@ -248,16 +253,27 @@ func ask(addr string, o order, buf []byte) (took time.Duration, err error) {
 	}
 	for range o.Warm {
 		if err := once(); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
+	each = each[:0]
 	start := time.Now()
 	for range o.Count {
 		if err := once(); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
-	return time.Since(start), nil
+	took = time.Since(start)
+	return took, percentile99(each), nil
+}
+
+// percentile99 is what one in a hundred exceeds; 0 of nothing.
+func percentile99(all []time.Duration) time.Duration {
+	if len(all) == 0 {
+		return 0
+	}
+	slices.Sort(all)
+	return all[len(all)*99/100]
 }
 
 func readFull(fd int, b []byte) error {
@@ -355,16 +371,26 @@ func (l *Lab) peer(n *Netns, side string) (io.Writer, *bufio.Reader, error) {
 
 // run has the client put one load on the server and returns how long it took.
 func (p *peers) run(ctx context.Context, load string, cpus [2]int, warm, count int) (time.Duration, error) {
+	took, _, err := p.order(ctx, load, cpus, warm, count)
+	return took, err
+}
+
+// connect has the client open connections, and returns how long all took and what one in a hundred exceeded.
+func (p *peers) connect(ctx context.Context, cpus [2]int, warm, count int) (took, slow time.Duration, err error) {
+	return p.order(ctx, loadConnect, cpus, warm, count)
+}
+
+func (p *peers) order(ctx context.Context, load string, cpus [2]int, warm, count int) (took, slow time.Duration, err error) {
 	if _, err := fmt.Fprintln(p.to, load, p.server, cpus[0], cpus[1], warm, count); err != nil {
-		return 0, fmt.Errorf("asking the TCP client: %w", err)
+		return 0, 0, fmt.Errorf("asking the TCP client: %w", err)
 	}
 	answer, err := p.from.ReadString('\n')
 	if err != nil {
-		return 0, errors.Join(ctx.Err(), fmt.Errorf("hearing from the TCP client: %w", err))
+		return 0, 0, errors.Join(ctx.Err(), fmt.Errorf("hearing from the TCP client: %w", err))
 	}
-	var ns int64
-	if _, err := fmt.Sscan(strings.TrimSpace(answer), &ns); err != nil || ns <= 0 {
-		return 0, fmt.Errorf("the TCP client answered %q", answer)
+	var ns, slowest int64
+	if _, err := fmt.Sscan(strings.TrimSpace(answer), &ns, &slowest); err != nil || ns <= 0 {
+		return 0, 0, fmt.Errorf("the TCP client answered %q", answer)
 	}
-	return time.Duration(ns), nil
+	return time.Duration(ns), time.Duration(slowest), nil
 }

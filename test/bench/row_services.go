@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+func init() {
+	register(60, Row{
+		Name: "services-connect",
+		About: "connections from a Pod to a ClusterIP with 10, 1,000 and 10,000 Services of three endpoints, and straight to the Pod, through the proxies' " +
+			"tables in namespaces that are alike; each connection is closed after its first byte; one processor",
+		Run: runServicesConnect,
+	})
+	register(61, Row{
+		Name:  "services-program",
+		About: "a start with 10,000 Services of three endpoints until the last one answers; then one endpoint changes in the API until a connection goes to the new one",
+		Run:   runServicesProgram,
+	})
+}
+
+// patience is how long a proxy may take to serve all Services.
+const proxyPatience = 10 * time.Minute
+
+// iptablesMost is the largest number of Services for which kube-proxy's iptables mode is tried: beyond, one run takes minutes.
+const iptablesMost = 1000
+
+func runServicesConnect(ctx context.Context, lab *Lab) ([]Result, error) {
+	var out []Result
+	var flat [][]float64 // weft's samples by number of Services
+	for _, count := range []int{10, lab.Sized(1000, 20), lab.Sized(10000, 30)} {
+		kinds := []string{proxyWeft, proxyNftables, proxyNone}
+		if count <= iptablesMost {
+			kinds = append(kinds, proxyIptables)
+		}
+		var arms []arm
+		slowest := map[string][]float64{}
+		for _, kind := range kinds {
+			n, err := lab.proxyNode(ctx, kind)
+			if err != nil {
+				return nil, err
+			}
+			at := n.server.addr
+			if kind != proxyNone {
+				if err := n.fill(count); err != nil {
+					return nil, err
+				}
+				if _, err := n.start(ctx, proxyPatience); err != nil {
+					return nil, err
+				}
+				at = target
+			}
+			side, err := lab.Peers(n.client, n.server)
+			if err != nil {
+				return nil, err
+			}
+			side.server = at
+			arms = append(arms, func(ctx context.Context) (float64, error) {
+				per := lab.Sized(1500, 100)
+				took, p99, err := side.connect(ctx, [2]int{0, 0}, 20, per)
+				slowest[kind] = append(slowest[kind], float64(p99.Microseconds()))
+				return float64(per) / took.Seconds() / 1000, err
+			})
+		}
+		s, err := interleave(ctx, lab.Rounds(30), arms...)
+		if err != nil {
+			return nil, err
+		}
+		name := fmt.Sprintf("ClusterIP, %d Services, ", count)
+		for kind := range slowest {
+			slowest[kind] = slowest[kind][1:] // the round that is not counted
+		}
+		for i, kind := range kinds[1:] {
+			budget := noBudget
+			if kind == proxyNftables {
+				budget = ratioAtLeast(1)
+			}
+			against := kind
+			if kind == proxyNone {
+				against = "straight to the Pod, " + kind
+			}
+			out = append(out, compare(name+"connections", "k/s", s[0], against, s[i+1], budget),
+				compare(name+"99th percentile to connect", "µs", slowest[proxyWeft], against, slowest[kind], noBudget))
+		}
+		flat = append(flat, s[0])
+		lab.tidy()
+	}
+	for i, many := range []string{"1,000", "10,000"} {
+		out = append(out, compare("weft with "+many+" Services, connections", "k/s", flat[i+1], "weft with 10 Services", flat[0], ratioAtLeast(0.95)))
+	}
+	return out, nil
+}
+
+func runServicesProgram(ctx context.Context, lab *Lab) ([]Result, error) {
+	count := lab.Sized(10000, 30)
+	type outcome struct{ cold, change, cpu, rss []float64 }
+	got := map[string]*outcome{}
+	for _, kind := range []string{proxyWeft, proxyNftables} {
+		o := &outcome{}
+		got[kind] = o
+		for range lab.Rounds(map[string]int{proxyWeft: 3, proxyNftables: 1}[kind]) {
+			n, err := lab.proxyNode(ctx, kind)
+			if err == nil {
+				err = n.fill(count)
+			}
+			if err != nil {
+				return nil, err
+			}
+			cold, err := n.start(ctx, proxyPatience)
+			if err != nil {
+				return nil, err
+			}
+			o.cold = append(o.cold, cold.Seconds())
+			pause(ctx, 3*time.Second) // what a start leaves to do
+			before, _, err := n.used()
+			changes := lab.Rounds(20)
+			for i := range changes {
+				took, err2 := n.move(ctx, n.backends[i%2])
+				if err = errors.Join(err, err2); err != nil {
+					return nil, err
+				}
+				o.change = append(o.change, float64(took.Microseconds())/1000)
+				pause(ctx, 1200*time.Millisecond) // kube-proxy gathers changes for a second
+			}
+			after, rss, err := n.used()
+			if err != nil {
+				return nil, err
+			}
+			o.cpu = append(o.cpu, float64((after-before).Microseconds())/1000/float64(changes))
+			o.rss = append(o.rss, rss)
+			lab.tidy()
+		}
+	}
+	w, k := got[proxyWeft], got[proxyNftables]
+	with := fmt.Sprintf(" with %d Services", count)
+	return []Result{
+		compare(fmt.Sprintf("start until %d × 3 are served", count), "s", w.cold, proxyNftables, k.cold, ratioAtMost(0.02)).
+			note("reading the API and the process's own start are part of it"),
+		compare("one endpoint"+with+", API to packet", "ms", w.change, proxyNftables, k.change, ratioAtMost(1)),
+		compare("processor time of that, with programs it starts", "ms", w.cpu, proxyNftables, k.cpu, ratioAtMost(1)),
+		compare("resident memory"+with, "MB", w.rss, proxyNftables, k.rss, ratioAtMost(1)).note("services alone; weftd has 57 MB of program"),
+	}, nil
+}
