@@ -28,6 +28,9 @@ func CleanKernel(ctx context.Context, cfg config.Config, version string) (err er
 	}
 	defer func() { err = errors.Join(err, k.close()) }()
 	none := []ruleset.Table{{Family: ruleset.INet, Name: ruleset.TableName}, {Family: ruleset.INet, Name: ruleset.ServiceTable}}
+	for _, t := range ruleset.PolicyShape() {
+		none = append(none, ruleset.Table{Family: t.Family, Name: t.Name})
+	}
 	if _, err := k.Apply(ctx, none); err != nil {
 		return fmt.Errorf("removing the packet filter: %w", err)
 	}

@@ -147,6 +147,9 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.openServices()
+	if d.cfg.Has(config.RolePolicy) {
+		d.loop.Policies = d.newPolicies()
+	}
 	d.metrics = newMetrics(d)
 	d.health = healthServers{log: d.log, servers: map[model.ServiceKey]*healthServer{}}
 	d.prober = d.newProber()

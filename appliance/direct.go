@@ -129,6 +129,12 @@ func (n directNode) Facts() attach.Facts                        { return attach.
 func (directNode) Pod(context.Context, model.PodRef) *model.Pod { return nil }
 func (directNode) Exhausted(model.PodRef, error)                {}
 
+// Guard has nothing to do: without a daemon nothing is attached to weft's own network.
+func (directNode) Guard(context.Context) error { return nil }
+
+// Freed leaves what policies said of the address: the daemon sweeps it when it starts, and before the address is given again.
+func (directNode) Freed() {}
+
 // CheckGuards compares the host ports, also those of others. What the rest of the table should be only the daemon knows. It may have
 // left out a family without host ports, which SyncPorts does not.
 func (n directNode) CheckGuards() error {

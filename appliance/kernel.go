@@ -124,6 +124,17 @@ func (k *kernel) Apply(ctx context.Context, want []ruleset.Table) (int, error) {
 	return s.ElementsAdded + s.ElementsDeleted + s.Chains, err
 }
 
+// Update sets these tables of the packet filter and leaves all others.
+func (k *kernel) Update(ctx context.Context, want []ruleset.Table) (int, error) {
+	s, err := k.rules.Update(ctx, want)
+	return s.ElementsAdded + s.ElementsDeleted + s.Chains, err
+}
+
+// Elements reads the elements of a table's sets.
+func (k *kernel) Elements(t ruleset.Table) (map[string][]ruleset.Element, error) {
+	return k.rules.Elements(t)
+}
+
 // missing names what this kernel's packet filter cannot do, each with the option that a kernel needs for it.
 func (k *kernel) missing() ([]string, error) {
 	problems, err := k.rules.Probe()
@@ -184,7 +195,7 @@ func (k *kernel) watch(ctx context.Context) <-chan reconcile.Trigger {
 					rules = nil
 					continue
 				}
-				t = reconcile.Trigger{Foreign: true, Rules: true, What: e.String()}
+				t = reconcile.Trigger{Foreign: true, Rules: true, Deleted: e.Deleted || e.Lost, What: e.String()}
 			}
 			select {
 			case out <- t:

@@ -267,6 +267,12 @@ func (*dryRun) EnsureSysctls(context.Context) (changes, problems []string) { ret
 // Apply changes nothing.
 func (*dryRun) Apply(context.Context, []ruleset.Table) (int, error) { return 0, nil }
 
+// Update changes nothing.
+func (*dryRun) Update(context.Context, []ruleset.Table) (int, error) { return 0, nil }
+
+// Elements finds nothing.
+func (*dryRun) Elements(ruleset.Table) (map[string][]ruleset.Element, error) { return nil, nil }
+
 // Differs compares nothing.
 func (*dryRun) Differs([]ruleset.Table) (int, error) { return 0, nil }
 

@@ -210,7 +210,14 @@ func (a *Attacher) build(ctx context.Context, req Request, l *model.Lease, fresh
 	written := make(chan error, 1)
 	go func() { written <- a.store.Write(ctx, store.PutLease(l), store.DeleteRelease(l.Addresses...)) }()
 
-	if l.Kind == model.LeasePod {
+	a.mu.Lock()
+	a.building[l.AttachmentKey] = l
+	a.mu.Unlock()
+	defer a.built(l, &err)
+	if !l.Pod.IsZero() {
+		err = a.node.Guard(ctx)
+	}
+	if l.Kind == model.LeasePod && err == nil {
 		err = a.plumb(ctx, req, l)
 	}
 	notStored := <-written
@@ -231,6 +238,16 @@ func (a *Attacher) build(ctx context.Context, req Request, l *model.Lease, fresh
 		undo(&err, "the attachment", func() error { return a.takeBack(back, l, notStored == nil) })
 	}
 	return err
+}
+
+// built ends the time in which only Guarded knows of an attachment.
+func (a *Attacher) built(l *model.Lease, err *error) {
+	a.mu.Lock()
+	delete(a.building, l.AttachmentKey)
+	a.mu.Unlock()
+	if *err != nil {
+		a.node.Freed()
+	}
 }
 
 // takeBack takes a failed ADD down. If that fails too, the lease is kept, so that DEL or the search for leaks can finish it:

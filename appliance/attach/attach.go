@@ -65,6 +65,10 @@ type Node interface {
 	Pod(ctx context.Context, ref model.PodRef) *model.Pod
 	// SyncPorts programs the host ports given, all of them, before it returns.
 	SyncPorts(ctx context.Context, ports []*model.HostPorts) error
+	// Guard puts in force what policies say of all that Guarded names, before it returns: an attachment must not come up without.
+	Guard(ctx context.Context) error
+	// Freed is told that addresses are nobody's any more.
+	Freed()
 	// CheckGuards says whether the packet filter holds what protects Pods; nil when it does.
 	CheckGuards() error
 	// Exhausted is told when an address range is full, for the Event on the Pod.
@@ -86,6 +90,8 @@ type Attacher struct {
 	ports  map[model.AttachmentKey]*model.HostPorts
 	pools  map[string]*ipam.Pool
 	busy   map[model.AttachmentKey]chan struct{}
+	// building are attachments that are being made.
+	building map[model.AttachmentKey]*model.Lease
 
 	released map[netip.Addr]model.Release // as it was in the store at the start, for pools that are made later
 }
@@ -113,7 +119,7 @@ func New(o Options, s State) *Attacher {
 	a := &Attacher{
 		kernel: o.Kernel, store: o.Store, node: o.Node, log: o.Log, now: o.Now, coolOff: o.CoolOff,
 		leases: map[model.AttachmentKey]*model.Lease{}, ports: map[model.AttachmentKey]*model.HostPorts{},
-		pools: map[string]*ipam.Pool{}, busy: map[model.AttachmentKey]chan struct{}{}, released: s.Released,
+		pools: map[string]*ipam.Pool{}, busy: map[model.AttachmentKey]chan struct{}{}, building: map[model.AttachmentKey]*model.Lease{}, released: s.Released,
 	}
 	for _, l := range s.Leases {
 		a.leases[l.AttachmentKey] = l
@@ -182,6 +188,22 @@ func (a *Attacher) Leases() []*model.Lease {
 	out := make([]*model.Lease, 0, len(a.leases))
 	for _, l := range a.leases {
 		out = append(out, l)
+	}
+	return out
+}
+
+// Guarded returns all leases and those that are just being given, in no order: whose addresses policies must know.
+func (a *Attacher) Guarded() []*model.Lease {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := make([]*model.Lease, 0, len(a.leases)+len(a.building))
+	for _, l := range a.building {
+		out = append(out, l)
+	}
+	for key, l := range a.leases {
+		if a.building[key] == nil {
+			out = append(out, l)
+		}
 	}
 	return out
 }

@@ -64,6 +64,7 @@ func (a *Attacher) forget(ctx context.Context, l *model.Lease, stored bool) erro
 			return fmt.Errorf("releasing the lease of %s: %w", l.AttachmentKey, err)
 		}
 	}
+	defer a.node.Freed()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.leases, l.AttachmentKey)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/zap"
@@ -268,6 +269,8 @@ type fakeNode struct {
 	pods      map[model.PodRef]*model.Pod
 	synced    []*model.HostPorts
 	exhausted []string
+	guard     func() error
+	freed     atomic.Int32
 }
 
 func (n *fakeNode) Facts() Facts { return n.facts }
@@ -285,6 +288,17 @@ func (n *fakeNode) SyncPorts(_ context.Context, ports []*model.HostPorts) error 
 }
 
 func (n *fakeNode) CheckGuards() error { return nil }
+
+// Guard remembers which addresses were guarded before their link came up.
+func (n *fakeNode) Guard(context.Context) error {
+	if n.guard == nil {
+		return nil
+	}
+	return n.guard()
+}
+
+// Freed counts.
+func (n *fakeNode) Freed() { n.freed.Add(1) }
 
 func (n *fakeNode) Exhausted(ref model.PodRef, err error) {
 	n.mu.Lock()

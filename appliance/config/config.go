@@ -46,6 +46,7 @@ type Config struct {
 	Masquerade    Masquerade     `yaml:"masquerade"`
 	IPAM          IPAM           `yaml:"ipam"`
 	Services      Services       `yaml:"services"`
+	Policy        Policy         `yaml:"policy"`
 	Log           Log            `yaml:"log"`
 
 	StateDir   string `yaml:"stateDir"`
@@ -96,6 +97,11 @@ type Services struct {
 // Primary in services.nodePortAddresses stands for the node's first address of each family.
 const Primary = "primary"
 
+// Policy is how NetworkPolicies are enforced.
+type Policy struct {
+	CutFlows bool `yaml:"cutFlows"`
+}
+
 // Log is what is written where.
 type Log struct {
 	Level  string `yaml:"level"`
@@ -113,6 +119,7 @@ func Default() Config {
 		},
 		Masquerade: Masquerade{Enabled: true},
 		IPAM:       IPAM{CoolOff: 30 * time.Second, ReconcileInterval: time.Minute},
+		Policy:     Policy{CutFlows: true},
 		Log:        Log{Level: "info", Format: "auto"},
 		StateDir:   "/var/lib/weft", RunDir: "/run/weft",
 		CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin",

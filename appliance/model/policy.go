@@ -26,6 +26,11 @@ type PolicyKey struct{ Namespace, Name string }
 // String prints namespace/name.
 func (k PolicyKey) String() string { return k.Namespace + "/" + k.Name }
 
+// Compare orders keys by namespace, then name.
+func (k PolicyKey) Compare(o PolicyKey) int {
+	return cmp.Or(cmp.Compare(k.Namespace, o.Namespace), cmp.Compare(k.Name, o.Name))
+}
+
 // NetworkPolicy is one NetworkPolicy with the defaults of the API filled in. A Pod that a policy selects for a direction is
 // isolated there: only what some rule of some policy names may pass.
 type NetworkPolicy struct {

@@ -32,6 +32,10 @@ type Rules interface {
 	Apply(ctx context.Context, want []ruleset.Table) (changes int, err error)
 	// Differs says how much Apply would change, without changing it.
 	Differs(want []ruleset.Table) (int, error)
+	// Update is Apply for these tables alone.
+	Update(ctx context.Context, want []ruleset.Table) (changes int, err error)
+	// Elements reads the elements of a table's sets, by the names of the sets.
+	Elements(t ruleset.Table) (map[string][]ruleset.Element, error)
 	// Exists says whether the kernel has the table.
 	Exists(t ruleset.Table) (bool, error)
 	// Invalidate makes the next Apply read the kernel instead of trusting what it remembers.
@@ -53,6 +57,8 @@ type Trigger struct {
 	Fabric bool
 	// Rules is true when the packet filter was touched.
 	Rules bool
+	// Deleted is true when a whole table is gone.
+	Deleted bool
 	// What is for the log.
 	What string
 }
@@ -69,6 +75,8 @@ type Status struct {
 	Problems []string
 	// Services is what this node serves; its zero value without that role.
 	Services service.Result
+	// Policies is what of the policies is in force; its zero value without that role.
+	Policies PolicyStatus
 }
 
 // Loop brings the kernel to what the Snapshot asks for.
@@ -85,6 +93,8 @@ type Loop struct {
 	NoFabric bool
 	// Services is nil without that role.
 	Services *Services
+	// Policies is nil without that role.
+	Policies *Policies
 
 	trigger chan Trigger
 
@@ -184,6 +194,7 @@ func (l *Loop) gather(ctx context.Context, t Trigger) Trigger {
 		select {
 		case more := <-l.trigger:
 			t.Foreign, t.Fabric, t.Rules = t.Foreign || more.Foreign, t.Fabric || more.Fabric, t.Rules || more.Rules
+			t.Deleted = t.Deleted || more.Deleted
 			if t.What != more.What && len(t.What) < 200 {
 				t.What += "; " + more.What
 			}
@@ -271,6 +282,11 @@ func (l *Loop) apply(ctx context.Context, t Trigger) (state *route.State, change
 	if t.Rules {
 		l.Rules.Invalidate()
 	}
+	if t.Deleted {
+		if err := l.restorePolicies(ctx); err != nil {
+			l.Log.Error("a table of policies was lost", zap.Error(err))
+		}
+	}
 	n, err := l.applyRules(ctx, cfg, snap, self, state)
 	if n > 0 {
 		changes = append(changes, fmt.Sprintf("%d nftables objects", n))
@@ -282,6 +298,9 @@ func (l *Loop) apply(ctx context.Context, t Trigger) (state *route.State, change
 	}
 	if l.Services != nil {
 		problems = append(problems, l.Services.problems()...)
+	}
+	if l.Policies != nil {
+		problems = append(problems, l.Policies.problems()...)
 	}
 	return state, changes, problems, err
 }
@@ -361,6 +380,13 @@ func (l *Loop) applyRules(ctx context.Context, cfg route.Config, snap *model.Sna
 	if serve {
 		tables = append(fabric, l.Services.compile(snap, self, s))
 	}
+	if l.Policies != nil {
+		more, err := l.policyTables(snap, self.Name)
+		if err != nil {
+			return 0, err
+		}
+		tables = append(slices.Clip(tables), more...)
+	}
 	n, err := l.Rules.Apply(ctx, tables)
 	if err != nil {
 		if serve {
@@ -371,6 +397,10 @@ func (l *Loop) applyRules(ctx context.Context, cfg route.Config, snap *model.Sna
 	l.fabric, l.tables = fabric, tables
 	if serve {
 		l.Services.committed(self)
+	}
+	if l.Policies != nil {
+		l.Policies.committed(snap)
+		l.publishPolicies()
 	}
 	return n, nil
 }

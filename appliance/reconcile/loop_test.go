@@ -33,6 +33,7 @@ type world struct {
 	failHost error
 	failRule error
 	gone     []service.Flow
+	updated  [][]ruleset.Table
 	served   bool // the kernel has a table of Services
 }
 
@@ -62,11 +63,20 @@ func (w *world) Apply(_ context.Context, want []ruleset.Table) (int, error) {
 	w.tables = want
 	return len(want), w.failRule
 }
+
 func (w *world) Differs([]ruleset.Table) (int, error) { return len(w.changes), nil }
-func (w *world) Exists(ruleset.Table) (bool, error)   { return w.served, nil }
-func (w *world) Invalidate()                          { w.stale++ }
-func (w *world) ForgetService(gone []service.Flow)    { w.gone = append(w.gone, gone...) }
-func (w *world) table(i int) string                   { return w.tables[i].String() }
+
+func (w *world) Exists(ruleset.Table) (bool, error)                           { return w.served, nil }
+func (w *world) Elements(ruleset.Table) (map[string][]ruleset.Element, error) { return nil, nil }
+func (w *world) Update(_ context.Context, want []ruleset.Table) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.updated = append(w.updated, want)
+	return len(want), w.failRule
+}
+func (w *world) Invalidate()                       { w.stale++ }
+func (w *world) ForgetService(gone []service.Flow) { w.gone = append(w.gone, gone...) }
+func (w *world) table(i int) string                { return w.tables[i].String() }
 func node(name, addr, pods string) *model.Node {
 	return &model.Node{Name: name, Addresses: []netip.Addr{netip.MustParseAddr(addr)}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(pods)}}
 }

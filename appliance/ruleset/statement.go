@@ -117,6 +117,10 @@ func (m Match) valueText() string {
 		return pick(m.Right[0], map[byte]string{0: "original", 1: "reply"})
 	case MetaNFProto:
 		return pick(m.Right[0], map[byte]string{2: "ipv4", 10: "ipv6"})
+	case MetaPriority:
+		if m.Right == "\x00\x00\x00\x00" {
+			return "none"
+		}
 	case MetaPktType:
 		return pick(m.Right[0], map[byte]string{0: "host", 1: "broadcast", 2: "multicast", 3: "other"})
 	}

@@ -25,6 +25,7 @@ var rank = map[string]int{
 
 	"appliance/compile/podnet":  2,
 	"appliance/compile/route":   2,
+	"appliance/compile/policy":  2,
 	"appliance/compile/service": 2,
 	"appliance/install":         2,
 

@@ -101,7 +101,22 @@ func (b *Backend) Invalidate() {
 func (b *Backend) Apply(ctx context.Context, tables []ruleset.Table) (Stats, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	all := b.withFormer(tables)
+	return b.attempt(ctx, b.withFormer(tables))
+}
+
+// Update is Apply for these tables alone: all others stay as they are.
+func (b *Backend) Update(ctx context.Context, tables []ruleset.Table) (Stats, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := make([]*ruleset.Table, 0, len(tables))
+	for i := range tables {
+		all = append(all, &tables[i])
+	}
+	return b.attempt(ctx, all)
+}
+
+// attempt applies tables, and if the kernel is not as remembered reads it again, then makes them anew.
+func (b *Backend) attempt(ctx context.Context, all []*ruleset.Table) (Stats, error) {
 	stats, err := b.apply(ctx, all, false)
 	for _, rebuild := range []bool{false, true} {
 		if !outdated(err) {

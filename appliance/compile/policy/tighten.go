@@ -1,0 +1,71 @@
+package policy
+
+import "slices"
+
+// Tightened reports whether something that could pass before cannot pass now: then flows that run must be judged again. An
+// address that went, or came just now, has no flows to speak of.
+func Tightened(old, now *Filters) bool {
+	if old == nil {
+		return false
+	}
+	for addr, f := range now.Own {
+		if was, ok := old.Attached[addr]; !ok || was != f.Pod {
+			continue
+		}
+		before := old.Own[addr]
+		if before == f {
+			continue
+		}
+		for d, allowed := range f.Directions {
+			var had *Allowed
+			if before != nil {
+				had = before.Directions[d]
+			}
+			if allowed.lost(had) {
+				return true
+			}
+		}
+	}
+	return old.lost != now.lost
+}
+
+// lost reports whether before allowed more. Nothing isolated the direction where before is nil.
+func (a *Allowed) lost(before *Allowed) bool {
+	switch {
+	case a == nil || a.Audit:
+		return false
+	case before == nil || before.Audit:
+		return true
+	case before == a || a.Pods && len(before.Nets) == 0 && len(before.Blocks) == 0:
+		return false
+	}
+	if before.Pods && !a.Pods {
+		return true
+	}
+	if !a.Pods && (!subset(before.PodPorts, a.PodPorts) || !subset(before.Any, a.Any)) {
+		return true
+	}
+	for _, p := range before.Ports {
+		if !a.Pods && !slices.Contains(a.Any, p.Peer) && !slices.Contains(a.Ports, p) && !p.Ports.within(a.PodPorts) {
+			return true
+		}
+	}
+	return !subset(before.Nets, a.Nets) || !subset(before.Blocks, a.Blocks)
+}
+
+// subset reports whether b has all of a. Both are short or nearly the same.
+func subset[T comparable](a, b []T) bool {
+	if slices.Equal(a, b) {
+		return true
+	}
+	has := make(map[T]bool, len(b))
+	for _, x := range b {
+		has[x] = true
+	}
+	for _, x := range a {
+		if !has[x] {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,116 @@
+package netlab
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft.network/weft/appliance/lab"
+)
+
+// policyTime is how long a change of a policy may take until it is in force here.
+const policyTime = 5 * time.Second
+
+// policy writes a NetworkPolicy in the namespace default, as the API server would hold it; an empty spec removes it.
+func (s *story) policy(name, spec string) {
+	s.t.Helper()
+	if spec == "" {
+		spec = "# gone\n"
+	} else {
+		spec = fmt.Sprintf("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: %s, namespace: default}\nspec: %s\n", name, spec)
+	}
+	s.write("policy-"+name+".yaml", spec)
+}
+
+// labelled starts Pods with a label app, which is their name.
+func (s *story) labelled(node string, names ...string) []*lab.Pod {
+	s.t.Helper()
+	var specs []lab.PodSpec
+	for _, n := range names {
+		specs = append(specs, lab.PodSpec{Name: n, Labels: map[string]string{"app": n}})
+	}
+	return s.runSpecs(node, specs...)
+}
+
+// talk is one request by HTTP to each address of a Pod, which all must fare alike.
+func (s *story) talk(from, to *lab.Pod, works bool) error {
+	for _, a := range to.Addresses {
+		timeout := "2s"
+		if !works {
+			timeout = "300ms"
+		}
+		_, err := s.Output(s.ctx, from.FullName(), "weft", lab.PodCommand, "get", "--timeout", timeout, fmt.Sprintf("http://%s/", netip.AddrPortFrom(a, lab.HTTPPort)))
+		if (err == nil) != works {
+			return fmt.Errorf("from %s to %s (%s): %v, want success %v", from.Name, to.Name, a, err, works)
+		}
+	}
+	return nil
+}
+
+// TestDefaultDenyThenAllow is the hands-on story: everybody talks; a policy denies all; one more lets the front end in, by label,
+// from both nodes; a running connection ends when it is not allowed any more; and the policies hold without the daemon.
+func TestDefaultDenyThenAllow(t *testing.T) {
+	s := tell(t, lab.Options{Nodes: 2})
+	here := s.labelled("node1", "web", "front", "other")
+	there := s.labelled("node2", "front2", "db")
+	web, front, other, front2, db := here[0], here[1], here[2], there[0], there[1]
+	for _, p := range []*lab.Pod{front, other, front2, db} {
+		s.no(s.talk(p, web, true))
+	}
+
+	s.policy("default-deny", "{podSelector: {}, policyTypes: [Ingress]}")
+	s.eventually("everything is denied", policyTime, func() error {
+		return errors.Join(s.talk(front, web, false), s.talk(front2, web, false), s.talk(web, db, false))
+	})
+	s.no(s.talk(web, web, true))
+	if _, err := s.get("node1", web.Address(4), lab.HTTPPort); err != nil {
+		t.Errorf("a node does not reach its own Pod: %v", err)
+	}
+
+	s.policy("allow-front", `{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchExpressions: [{key: app, operator: In, values: [front, front2]}]}}], ports: [{port: 8080}]}]}`)
+	s.eventually("the front ends reach the web", policyTime, func() error {
+		return errors.Join(s.talk(front, web, true), s.talk(front2, web, true))
+	})
+	s.no(errors.Join(s.talk(other, web, false), s.talk(db, web, false)))
+	if _, err := s.udp(front.FullName(), web.Address(4), lab.EchoPort); err == nil {
+		t.Error("another port and protocol are open, too")
+	}
+
+	// A Pod that comes with the right label is let in.
+	late := s.runSpecs("node2", lab.PodSpec{Name: "late", Labels: map[string]string{"app": "front"}})[0]
+	s.eventually("a new front end reaches the web", policyTime, func() error { return s.talk(late, web, true) })
+
+	// Policies are the kernel's: the daemon is not needed, and a restart changes nothing.
+	s.no(s.KillDaemon(s.ctx, "node1", unix.SIGKILL))
+	s.no(errors.Join(s.talk(front2, web, true), s.talk(other, web, false), s.talk(db, web, false)))
+	s.no(s.StartDaemon(s.ctx, "node1"))
+	s.no(s.WaitReady(s.ctx, "node1"))
+	s.no(errors.Join(s.talk(front2, web, true), s.talk(other, web, false)))
+
+	// Somebody flushes the ruleset.
+	s.out("node1", "nft flush ruleset")
+	took := s.eventually("the policies are back", repairTime, func() error {
+		return errors.Join(s.talk(other, web, false), s.talk(front2, web, true))
+	})
+	t.Logf("after nft flush ruleset all is as before in %v", took)
+
+	// What leaves: egress of the web to the database only.
+	s.policy("web-egress", "{podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: db}}}]}]}")
+	s.policy("default-deny", "")
+	s.policy("allow-front", "")
+	s.eventually("the web reaches the database alone", policyTime, func() error {
+		return errors.Join(s.talk(web, db, true), s.talk(web, front2, false), s.talk(web, other, false), s.talk(other, web, true))
+	})
+	s.policy("web-egress", "")
+	s.eventually("without policies everybody talks", policyTime, func() error {
+		return errors.Join(s.talk(web, front2, true), s.talk(web, other, true))
+	})
+	if out := s.out("node1", "nft list tables"); strings.Contains(out, "weft_policy") {
+		t.Errorf("without policies the tables are still there:\n%s", out)
+	}
+}
