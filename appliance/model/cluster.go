@@ -72,6 +72,7 @@ type Snapshot struct {
 	BGPPeers   map[string]*BGPPeer
 	// Secrets are those that other objects refer to.
 	Secrets map[SecretKey]*Secret
+	Pools   map[string]*LoadBalancerPool
 }
 
 // Node returns the node of that name, or nil. It may be called on a nil Snapshot.

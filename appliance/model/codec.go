@@ -20,6 +20,8 @@ type stored struct {
 	Policies   []*NetworkPolicy `json:"policies,omitempty"`
 	BGPPeers   []*BGPPeer       `json:"bgpPeers,omitempty"`
 	Secrets    []*Secret        `json:"secrets,omitempty"`
+
+	Pools []*LoadBalancerPool `json:"loadBalancerPools,omitempty"`
 }
 
 // MarshalJSON prints the Snapshot with its objects sorted by name.
@@ -62,6 +64,10 @@ func (s *Snapshot) MarshalJSON() ([]byte, error) {
 	slices.SortFunc(out.Secrets, func(a, b *Secret) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
+	for _, v := range s.Pools {
+		out.Pools = append(out.Pools, v)
+	}
+	slices.SortFunc(out.Pools, func(a, b *LoadBalancerPool) int { return cmp.Compare(a.Name, b.Name) })
 	return json.Marshal(out)
 }
 
@@ -82,6 +88,7 @@ func (s *Snapshot) UnmarshalJSON(b []byte) error {
 		Policies:   byKey(in.Policies, (*NetworkPolicy).Key),
 		BGPPeers:   byKey(in.BGPPeers, func(p *BGPPeer) string { return p.Name }),
 		Secrets:    byKey(in.Secrets, (*Secret).Key),
+		Pools:      byKey(in.Pools, func(p *LoadBalancerPool) string { return p.Name }),
 	}
 	return nil
 }

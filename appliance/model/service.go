@@ -37,6 +37,10 @@ type Service struct {
 	TrafficDistribution string `json:"trafficDistribution,omitempty"`
 	HealthCheckNodePort uint16 `json:"healthCheckNodePort,omitempty"`
 	PublishNotReady     bool   `json:"publishNotReady,omitempty"`
+	// DualStack is ipFamilyPolicy: "require" (RequireDualStack), "prefer" (PreferDualStack) or empty.
+	DualStack string `json:"dualStack,omitempty"`
+	// Allocation is the condition that weft left in the status; nil when weft never gave the Service an address.
+	Allocation *Allocation `json:"allocation,omitempty"`
 	// LoadBalancerClass and LoadBalancerIP are for the allocator of addresses.
 	LoadBalancerClass string `json:"loadBalancerClass,omitempty"`
 	LoadBalancerIP    string `json:"loadBalancerIP,omitempty"`
