@@ -44,6 +44,7 @@ type Daemon struct {
 	source   cluster.Source
 	prober   *prober.Prober
 	metrics  *metrics
+	lb       loadBalancers
 	health   healthServers
 	audit    audit
 
@@ -94,6 +95,7 @@ func Run(ctx context.Context, load func() (config.Config, error), version string
 	g.Go(func() error { d.watchFlows(ctx); return nil })
 	g.Go(func() error { d.runProber(ctx); return nil })
 	g.Go(func() error { d.followPodMTU(ctx); return nil })
+	g.Go(func() error { d.announceAddresses(ctx); return nil })
 	g.Go(func() error { d.reloadOnHangup(ctx, load); return nil })
 	log.Info("weftd started", zap.String("version", version), zap.String("node", d.cfg.NodeName), zap.String("source", d.source.Status().Kind))
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
@@ -150,6 +152,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if d.cfg.Has(config.RolePolicy) {
 		d.loop.Policies = d.newPolicies()
 	}
+	d.lb.announcer = d.newAnnouncer()
 	d.metrics = newMetrics(d)
 	d.health = healthServers{log: d.log, servers: map[model.ServiceKey]*healthServer{}}
 	d.prober = d.newProber()

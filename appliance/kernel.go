@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 
 	"weft.network/weft/appliance/attach"
+	"weft.network/weft/appliance/compile/route"
 	"weft.network/weft/appliance/compile/service"
 	"weft.network/weft/appliance/kernel/conntrack"
 	"weft.network/weft/appliance/kernel/iface"
@@ -25,6 +27,8 @@ type kernel struct {
 	rules *nft.Backend
 	flows flows
 	log   *zap.Logger
+	// underlay is what Underlay returned last.
+	underlay atomic.Pointer[route.Underlay]
 }
 
 func openKernel(log *zap.Logger) (*kernel, error) {
@@ -59,6 +63,15 @@ func (k *kernel) OpenNS(path string) (int, func(), error) {
 
 // isNetNS reports whether a file that the runtime's plugin passed is a network namespace.
 func isNetNS(f *os.File) bool { return iface.IsNetNS(f) }
+
+// Underlay returns the node's links and remembers them.
+func (k *kernel) Underlay(ctx context.Context) (route.Underlay, error) {
+	u, err := k.Backend.Underlay(ctx)
+	if err == nil {
+		k.underlay.Store(&u)
+	}
+	return u, err
+}
 
 // HasPod reports whether the host end exists.
 func (k *kernel) HasPod(ctx context.Context, hostIf string) (bool, error) {

@@ -21,7 +21,7 @@ func (d *Daemon) snapshot() *model.Snapshot { return d.newest.Get() }
 
 // publish takes a new picture from the source.
 func (d *Daemon) publish(s *model.Snapshot) {
-	d.newest.Set(d.overlay(s))
+	d.newest.Set(d.assignAddresses(d.overlay(s)))
 	d.loop.Kick(reconcile.Trigger{What: "the cluster changed"})
 	if s.Stored {
 		return

@@ -33,6 +33,9 @@ func (d *Daemon) handler() http.Handler {
 	mux.HandleFunc("GET /v1/leases", func(w http.ResponseWriter, _ *http.Request) { control.WriteJSON(w, d.LeaseList()) })
 	mux.HandleFunc("GET /v1/services", func(w http.ResponseWriter, _ *http.Request) { control.WriteJSON(w, d.Services()) })
 	mux.HandleFunc("GET /v1/trace", d.serveTrace)
+	mux.HandleFunc("GET /v1/lb", func(w http.ResponseWriter, _ *http.Request) { control.WriteJSON(w, d.LoadBalancers()) })
+	mux.HandleFunc("GET /v1/lb/pools", func(w http.ResponseWriter, _ *http.Request) { control.WriteJSON(w, d.Pools()) })
+	mux.HandleFunc("GET /v1/lb/why", d.serveWhy)
 	mux.HandleFunc("GET /v1/leaks", d.serveLeaks)
 	mux.HandleFunc("POST /v1/release", d.serveRelease)
 	return mux

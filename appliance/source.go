@@ -18,10 +18,11 @@ import (
 // neither of them, nowhere.
 func (d *Daemon) newSource(ctx context.Context) (cluster.Source, error) {
 	problem := func(text string) { d.log.Warn("ignored in the cluster's objects", zap.String("problem", text)) }
-	services, policies := d.cfg.Has(config.RoleServices), d.cfg.Has(config.RolePolicy)
+	lb := d.cfg.Has(config.RoleLB)
+	services, policies := d.cfg.Has(config.RoleServices) || lb, d.cfg.Has(config.RolePolicy)
 	if d.cfg.Manifests != "" {
 		return cluster.NewManifests(cluster.ManifestsOptions{
-			Dir: d.cfg.Manifests, NodeName: d.cfg.NodeName, Services: services, Policies: policies, OnProblem: problem,
+			Dir: d.cfg.Manifests, NodeName: d.cfg.NodeName, Services: services, Policies: policies, Pools: lb, OnProblem: problem,
 		})
 	}
 	inCluster := os.Getenv("KUBERNETES_SERVICE_HOST") != ""
@@ -38,7 +39,7 @@ func (d *Daemon) newSource(ctx context.Context) (cluster.Source, error) {
 	return cluster.NewKubernetes(cluster.KubernetesOptions{
 		NodeName: d.cfg.NodeName, Kubeconfig: d.cfg.Kubeconfig, Servers: d.cfg.APIServers, Known: identity.APIServers,
 		OnServers: func(servers []string) { d.learnServers(ctx, servers) }, OnProblem: problem, Version: d.version,
-		Services: services, Policies: policies,
+		Services: services, Policies: policies, Pools: lb, Allocate: d.allocate(),
 	})
 }
 
@@ -67,8 +68,9 @@ func (standalone) Recorder() cluster.Recorder { return noEvents{} }
 
 type noEvents struct{}
 
-func (noEvents) WarnPod(model.PodRef, string, string) {}
-func (noEvents) WarnNode(string, string, string)      {}
+func (noEvents) WarnPod(model.PodRef, string, string)                   {}
+func (noEvents) WarnNode(string, string, string)                        {}
+func (noEvents) Service(model.ServiceKey, string, bool, string, string) {}
 
 // sourceStatus joins the source's own words with the picture in use.
 func (d *Daemon) sourceStatus(snap *model.Snapshot) SourceStatus {

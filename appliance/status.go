@@ -162,6 +162,7 @@ func (d *Daemon) warnings() []string {
 			}
 		}
 	}
+	out = append(out, d.lbWarnings()...)
 	if d.recovered != "" {
 		out = append(out, "the store was damaged; leases were rebuilt from the kernel: "+d.recovered)
 	}

@@ -124,6 +124,8 @@ func TestConflist(t *testing.T) {
 // TestRBACVerbs is the list of permissions: a change here is a change of what weft may do in every cluster.
 func TestRBACVerbs(t *testing.T) {
 	want := []string{
+		"coordination.k8s.io/leases create",
+		"coordination.k8s.io/leases get,update only weft-load-balancer",
 		"discovery.k8s.io/endpointslices get,list,watch",
 		"events create,patch",
 		"namespaces get,list,watch",
@@ -132,7 +134,9 @@ func TestRBACVerbs(t *testing.T) {
 		"pods get,list,watch",
 		"secrets get,list,watch only weft-bgp",
 		"services get,list,watch",
+		"services/status update",
 		"weft.network/bgppeers get,list,watch",
+		"weft.network/loadbalancerpools get,list,watch",
 	}
 	var got []string
 	dec := yaml.NewDecoder(bytes.NewReader(packaging.RBAC))

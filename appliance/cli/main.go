@@ -92,7 +92,7 @@ func newApp(out io.Writer) *cli.App {
 		Suggest:              true,
 		HideHelpCommand:      true,
 		Commands: append([]*cli.Command{
-			statusCommand(), ipamCommand(), serviceCommand(), traceCommand(), daemonCommand(), installCommand(), uninstallCommand(), configCommand(),
+			statusCommand(), ipamCommand(), serviceCommand(), lbCommand(), traceCommand(), daemonCommand(), installCommand(), uninstallCommand(), configCommand(),
 			labCommand(), completionCommand(),
 		}, labProcesses()...),
 		OnUsageError: usageError,

@@ -3,6 +3,8 @@ package cluster
 import (
 	"errors"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"weft.network/weft/appliance/model"
 )
 
@@ -10,8 +12,8 @@ import (
 var bgpPeerKind = newCustomKind("bgppeers", "BGPPeer", resolveBGPPeer,
 	func(o *objects) *collection[string, model.BGPPeer] { return &o.bgpPeers })
 
-func resolveBGPPeer(name string, spec *model.BGPPeerSpec) (*model.BGPPeer, []fieldError) {
-	peer, errs := spec.Resolve(name)
+func resolveBGPPeer(meta *metav1.ObjectMeta, spec *model.BGPPeerSpec) (*model.BGPPeer, []fieldError) {
+	peer, errs := spec.Resolve(meta.Name)
 	bad := specErrors(errs)
 	if spec.PasswordFile != "" {
 		bad = append(bad, fieldError{"spec.passwordFile", errors.New("only weft.yaml may name a file of the node; use passwordSecretRef")})

@@ -33,10 +33,13 @@ type customKind struct {
 }
 
 // customKinds is the table of weft's own kinds that a node wants: another one is a file with its newCustomKind, and a line here.
-func customKinds(bgp bool) []customKind {
+func customKinds(bgp, pools bool) []customKind {
 	var all []customKind
 	if bgp {
 		all = append(all, bgpPeerKind)
+	}
+	if pools {
+		all = append(all, poolKind)
 	}
 	return all
 }
@@ -52,7 +55,7 @@ type custom[S any] struct {
 
 // newCustomKind describes a kind with the spec S that becomes a T of package model in a collection. resolve returns nil or errors
 // for a spec that cannot be used.
-func newCustomKind[S, T any](plural, kind string, resolve func(name string, spec *S) (*T, []fieldError),
+func newCustomKind[S, T any](plural, kind string, resolve func(meta *metav1.ObjectMeta, spec *S) (*T, []fieldError),
 	collect func(*objects) *collection[string, T],
 ) customKind {
 	convert := func(raw []byte) (*custom[S], *T, []fieldError, error) {
@@ -61,7 +64,7 @@ func newCustomKind[S, T any](plural, kind string, resolve func(name string, spec
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		value, bad := resolve(o.Name, &o.Spec)
+		value, bad := resolve(&o.ObjectMeta, &o.Spec)
 		if len(bad) > 0 {
 			value = nil
 		}
@@ -112,7 +115,7 @@ func strictError(plural string, err error) fieldError {
 // customKinds are the kinds to watch. A cluster without their definitions has no such objects, which is an answer like any other.
 func (k *Kubernetes) customKinds(c dynamic.Interface) []kind {
 	var all []kind
-	for _, ck := range customKinds(k.options.BGP) {
+	for _, ck := range customKinds(k.options.BGP, k.options.Pools) {
 		resource := schema.GroupVersionResource{Group: customGroup, Version: customVersion, Resource: ck.plural}
 		store := ck.store(k.objects, func() { k.listed(ck.plural) })
 		all = append(all, kind{

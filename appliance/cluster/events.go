@@ -43,26 +43,38 @@ func (e *events) set(r record.EventRecorder) {
 
 // WarnPod implements Recorder.
 func (e *events) WarnPod(pod model.PodRef, reason, message string) {
-	e.warn(&corev1.ObjectReference{
+	e.event(&corev1.ObjectReference{
 		APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: types.UID(pod.UID),
-	}, reason, message)
+	}, true, reason, message)
+}
+
+// Service implements Recorder.
+func (e *events) Service(key model.ServiceKey, uid string, warning bool, reason, message string) {
+	e.event(&corev1.ObjectReference{
+		APIVersion: "v1", Kind: "Service", Namespace: key.Namespace, Name: key.Name, UID: types.UID(uid),
+	}, warning, reason, message)
 }
 
 // WarnNode implements Recorder. The UID of the reference is the node's name, as the kubelet has it and kubectl describe expects.
 func (e *events) WarnNode(node, reason, message string) {
-	e.warn(&corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: node, UID: types.UID(node)}, reason, message)
+	e.event(&corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: node, UID: types.UID(node)}, true, reason, message)
 }
 
-func (e *events) warn(about *corev1.ObjectReference, reason, message string) {
+func (e *events) event(about *corev1.ObjectReference, warning bool, reason, message string) {
+	kind := corev1.EventTypeNormal
+	if warning {
+		kind = corev1.EventTypeWarning
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.recorder != nil && about.Name != "" {
-		e.recorder.Event(about, corev1.EventTypeWarning, reason, message)
+		e.recorder.Event(about, kind, reason, message)
 	}
 }
 
 // noEvents is the Recorder of a source that nobody looks at for events.
 type noEvents struct{}
 
-func (noEvents) WarnPod(model.PodRef, string, string) {}
-func (noEvents) WarnNode(string, string, string)      {}
+func (noEvents) WarnPod(model.PodRef, string, string)                   {}
+func (noEvents) WarnNode(string, string, string)                        {}
+func (noEvents) Service(model.ServiceKey, string, bool, string, string) {}

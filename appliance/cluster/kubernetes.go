@@ -64,6 +64,11 @@ type KubernetesOptions struct {
 	BGP             bool
 	Secrets         []string
 	SecretNamespace string
+	// Pools says whether LoadBalancerPools are watched.
+	Pools bool
+	// Allocate gives addresses to Services; it runs on one node at a time, until its context ends. nil leaves that to others.
+	// It runs from the first LoadBalancerPool on.
+	Allocate func(context.Context, *Allocations)
 	// Version of this weft, for the user agent.
 	Version string
 }
@@ -124,7 +129,7 @@ func NewKubernetes(o KubernetesOptions) (*Kubernetes, error) {
 	for _, name := range needed {
 		k.synced[name] = false
 	}
-	for _, ck := range customKinds(o.BGP) {
+	for _, ck := range customKinds(o.BGP, o.Pools) {
 		k.synced[ck.plural] = false
 	}
 	for _, text := range o.Servers {
@@ -254,6 +259,9 @@ func (k *Kubernetes) session(ctx context.Context) error {
 	}
 	if k.options.BGP {
 		reflectors.Go(func() { k.followSecrets(ctx, client) })
+	}
+	if k.options.Allocate != nil {
+		reflectors.Go(func() { k.lead(ctx, client) })
 	}
 	k.waitForNewConfig(ctx, before)
 	cancel()

@@ -54,7 +54,7 @@ func readers(o ManifestsOptions) map[string]reader {
 	if o.BGP {
 		all["v1/Secret"] = read(convertSecret, metav1.NamespaceDefault)
 	}
-	for _, ck := range customKinds(o.BGP) {
+	for _, ck := range customKinds(o.BGP, o.Pools) {
 		all[customGroup+"/"+customVersion+"/"+ck.kind] = ck.read
 	}
 	return all

@@ -38,6 +38,8 @@ type ManifestsOptions struct {
 	Services bool
 	// Policies says whether NetworkPolicies and Namespaces are read too, and the Pods of all nodes.
 	Policies bool
+	// Pools says whether LoadBalancerPools are read.
+	Pools bool
 	// BGP says the same of BGPPeers and of the Secrets that they, or these Secrets by name, refer to.
 	BGP             bool
 	Secrets         []string
@@ -249,7 +251,7 @@ func (m *Manifests) merge() (*model.Snapshot, []error) {
 		Nodes: map[string]*model.Node{}, Pods: map[model.PodKey]*model.Pod{},
 		Services: map[model.ServiceKey]*model.Service{}, Slices: map[model.SliceKey]*model.EndpointSlice{},
 		Namespaces: map[string]*model.Namespace{}, Policies: map[model.PolicyKey]*model.NetworkPolicy{},
-		BGPPeers: map[string]*model.BGPPeer{}, Secrets: map[model.SecretKey]*model.Secret{},
+		Pools: map[string]*model.LoadBalancerPool{}, BGPPeers: map[string]*model.BGPPeer{}, Secrets: map[model.SecretKey]*model.Secret{},
 	}
 	first := map[string]string{}
 	var problems []error
@@ -275,6 +277,8 @@ func (m *Manifests) merge() (*model.Snapshot, []error) {
 				all.Namespaces[value.Name] = value
 			case *model.NetworkPolicy:
 				all.Policies[value.Key()] = value
+			case *model.LoadBalancerPool:
+				all.Pools[value.Name] = value
 			case *model.BGPPeer:
 				all.BGPPeers[value.Name] = value
 			case *model.Secret:
@@ -297,7 +301,7 @@ func (m *Manifests) apply(all *model.Snapshot) {
 		m.objects.nodes.replace(all.Nodes), m.objects.pods.replace(all.Pods),
 		m.objects.services.replace(all.Services), m.objects.slices.replace(all.Slices),
 		m.objects.namespaces.replace(all.Namespaces), m.objects.policies.replace(all.Policies),
-		m.objects.bgpPeers.replace(all.BGPPeers), m.objects.secrets.replace(all.Secrets),
+		m.objects.pools.replace(all.Pools), m.objects.bgpPeers.replace(all.BGPPeers), m.objects.secrets.replace(all.Secrets),
 	}
 	if slices.Contains(changed, true) {
 		m.objects.touch()

@@ -26,6 +26,7 @@ type objects struct {
 	policies   collection[model.PolicyKey, model.NetworkPolicy]
 
 	bgpPeers collection[string, model.BGPPeer]
+	pools    collection[string, model.LoadBalancerPool]
 	secrets  collection[model.SecretKey, model.Secret]
 	problems map[string][]string // by kind and name of the object
 	revision uint64
@@ -50,6 +51,7 @@ func newObjects(report func(string)) *objects {
 		policies:   collection[model.PolicyKey, model.NetworkPolicy]{items: map[model.PolicyKey]*model.NetworkPolicy{}},
 
 		bgpPeers: collection[string, model.BGPPeer]{items: map[string]*model.BGPPeer{}},
+		pools:    collection[string, model.LoadBalancerPool]{items: map[string]*model.LoadBalancerPool{}},
 		secrets:  collection[model.SecretKey, model.Secret]{items: map[model.SecretKey]*model.Secret{}},
 		problems: map[string][]string{},
 		changed:  make(chan struct{}, 1),
@@ -88,7 +90,7 @@ func (o *objects) snapshot() *model.Snapshot {
 	return &model.Snapshot{
 		Revision: o.revision, Nodes: o.nodes.share(), Pods: o.pods.share(), Services: o.services.share(), Slices: o.slices.share(),
 		Namespaces: o.namespaces.share(), Policies: o.policies.share(),
-		BGPPeers: o.bgpPeers.share(), Secrets: o.secrets.share(),
+		Pools: o.pools.share(), BGPPeers: o.bgpPeers.share(), Secrets: o.secrets.share(),
 	}
 }
 
@@ -104,6 +106,17 @@ func (o *objects) setProblems(object string, problems []string) {
 		return
 	}
 	o.problems[object] = problems
+}
+
+// problem replaces the one problem of something that is no object; the empty text is none.
+func (o *objects) problem(about, text string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if text == "" {
+		o.setProblems(about, nil)
+		return
+	}
+	o.setProblems(about, []string{text})
 }
 
 // replaceProblems replaces the problems of all objects whose kind and name begin with prefix.

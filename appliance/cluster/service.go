@@ -9,19 +9,25 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"weft.network/weft/appliance/model"
 )
 
 const (
-	// annotationPrefix begins the annotations of a Service that are kept for the rest of weft.
+	// annotationPrefix begins weft's own annotations.
 	annotationPrefix = "weft.network/"
+	// allocationType is the condition that tells the users of a Service what became of its load-balancer addresses.
+	allocationType = "weft.network/AddressAllocated"
 	// otherProxyLabel says that somebody else serves a Service (KEP-2447).
 	otherProxyLabel = "service.kubernetes.io/service-proxy-name"
 	// mostAffinity is the longest sessionAffinity that the API takes, in seconds.
 	mostAffinity = 86400
 )
+
+// otherPrefixes begin the annotations that people know from other allocators of load-balancer addresses, and that weft reads too.
+var otherPrefixes = []string{"metallb.io/", "metallb.universe.tf/", "lbipam.cilium.io/", "kube-vip.io/"}
 
 // fieldErrors gathers the fields of one object that cannot be used.
 type fieldErrors []fieldError
@@ -84,6 +90,11 @@ func convertService(s *corev1.Service) (*model.Service, []fieldError) {
 		bad.add(fmt.Errorf("%q is not ClusterIP, NodePort, LoadBalancer or ExternalName", spec.Type), "spec.type")
 		out.Type = string(corev1.ServiceTypeClusterIP)
 	}
+	for _, c := range s.Status.Conditions {
+		if c.Type == allocationType {
+			out.Allocation = &model.Allocation{OK: c.Status == metav1.ConditionTrue, Reason: c.Reason, Message: c.Message}
+		}
+	}
 	out.Ports = servicePorts(spec, out.Type, &bad)
 	if out.Type == string(corev1.ServiceTypeExternalName) {
 		out.ExternalName = externalName(spec.ExternalName, &bad)
@@ -105,7 +116,8 @@ func convertService(s *corev1.Service) (*model.Service, []fieldError) {
 // keptAnnotations returns those that weft reads.
 func keptAnnotations(all map[string]string) (out map[string]string) {
 	for key, value := range all {
-		if strings.HasPrefix(key, annotationPrefix) || key == corev1.AnnotationLoadBalancerSourceRangesKey {
+		known := strings.HasPrefix(key, annotationPrefix) || slices.ContainsFunc(otherPrefixes, func(p string) bool { return strings.HasPrefix(key, p) })
+		if known || key == corev1.AnnotationLoadBalancerSourceRangesKey {
 			if out == nil {
 				out = map[string]string{}
 			}
@@ -228,10 +240,22 @@ func trafficPolicies(spec *corev1.ServiceSpec, out *model.Service, bad *fieldErr
 // loadBalancer reads what counts for a Service of that type only.
 func loadBalancer(s *corev1.Service, out *model.Service, bad *fieldErrors) {
 	spec := &s.Spec
+	if p := spec.IPFamilyPolicy; p != nil {
+		switch *p {
+		case corev1.IPFamilyPolicyRequireDualStack:
+			out.DualStack = "require"
+		case corev1.IPFamilyPolicyPreferDualStack:
+			out.DualStack = "prefer"
+		case corev1.IPFamilyPolicySingleStack:
+		default:
+			bad.add(fmt.Errorf("%q is not SingleStack, PreferDualStack or RequireDualStack", *p), "spec.ipFamilyPolicy")
+		}
+	}
 	if spec.LoadBalancerClass != nil {
 		out.LoadBalancerClass = *spec.LoadBalancerClass
 	}
 	if spec.LoadBalancerIP != "" {
+		out.LoadBalancerIP = spec.LoadBalancerIP // whatever it is: the allocator tells the user of the Service
 		if addr, ok := bad.address(spec.LoadBalancerIP, "spec.loadBalancerIP"); ok {
 			out.LoadBalancerIP = addr.String()
 		}

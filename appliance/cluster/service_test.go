@@ -246,6 +246,7 @@ func TestConvertLoadBalancer(t *testing.T) {
 			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "0.0.0.0"}, {IP: "192.0.2.7", IPMode: ptr(corev1.LoadBalancerIPMode("DSR"))}}
 		}), want(func(s *model.Service) {
 			s.ExternalLocal, s.Ingress = true, []model.ServiceIngress{{IP: netip.MustParseAddr("192.0.2.7")}}
+			s.LoadBalancerIP = "any" // kept for the allocator, which tells the user of the Service
 		}), []string{
 			`spec.loadBalancerIP: "any" is not`, "spec.healthCheckNodePort: 70000 is not", "status.loadBalancer.ingress[0].ip: 0.0.0.0 is",
 			`status.loadBalancer.ingress[1].ipMode: "DSR" is not VIP or Proxy`,

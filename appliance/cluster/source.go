@@ -24,6 +24,8 @@ type Source interface {
 type Recorder interface {
 	WarnPod(pod model.PodRef, reason, message string)
 	WarnNode(node, reason, message string)
+	// Service notes what became of a Service: as a warning, or as something that is good to know.
+	Service(key model.ServiceKey, uid string, warning bool, reason, message string)
 }
 
 // The values of Status.Kind.

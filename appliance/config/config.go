@@ -24,10 +24,11 @@ const (
 	RoleFabric   Role = "fabric"   // Pod networking: CNI, addresses, routes, tunnel
 	RoleServices Role = "services" // virtual addresses of Services, in the place of kube-proxy
 	RolePolicy   Role = "policy"   // NetworkPolicies of this node's Pods
+	RoleLB       Role = "lb"       // addresses of load balancers: giving them out, and answering for them on the node's segments
 )
 
 // Roles lists every role this build knows, in the order in which they start.
-var Roles = []Role{RoleFabric, RoleServices, RolePolicy}
+var Roles = []Role{RoleFabric, RoleServices, RolePolicy, RoleLB}
 
 // Config is everything that may be set on one node.
 type Config struct {
@@ -47,6 +48,7 @@ type Config struct {
 	IPAM          IPAM           `yaml:"ipam"`
 	Services      Services       `yaml:"services"`
 	Policy        Policy         `yaml:"policy"`
+	LoadBalancer  LoadBalancer   `yaml:"loadBalancer"`
 	Log           Log            `yaml:"log"`
 
 	StateDir   string `yaml:"stateDir"`
@@ -102,6 +104,14 @@ type Policy struct {
 	CutFlows bool `yaml:"cutFlows"`
 }
 
+// LoadBalancer is about Services of type LoadBalancer.
+type LoadBalancer struct {
+	// Default takes Services without a loadBalancerClass.
+	Default bool `yaml:"default"`
+	// Segment is a word that keeps clusters apart which share a network segment.
+	Segment string `yaml:"segment"`
+}
+
 // Log is what is written where.
 type Log struct {
 	Level  string `yaml:"level"`
@@ -117,11 +127,12 @@ func Default() Config {
 			Mode: "auto", VXLAN: VXLAN{VNI: 22342, Port: 4789},
 			Probe: Probe{Interval: 10 * time.Second, Port: 9466},
 		},
-		Masquerade: Masquerade{Enabled: true},
-		IPAM:       IPAM{CoolOff: 30 * time.Second, ReconcileInterval: time.Minute},
-		Policy:     Policy{CutFlows: true},
-		Log:        Log{Level: "info", Format: "auto"},
-		StateDir:   "/var/lib/weft", RunDir: "/run/weft",
+		Masquerade:   Masquerade{Enabled: true},
+		IPAM:         IPAM{CoolOff: 30 * time.Second, ReconcileInterval: time.Minute},
+		Policy:       Policy{CutFlows: true},
+		LoadBalancer: LoadBalancer{Default: true},
+		Log:          Log{Level: "info", Format: "auto"},
+		StateDir:     "/var/lib/weft", RunDir: "/run/weft",
 		CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin",
 	}
 }

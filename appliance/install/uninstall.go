@@ -66,7 +66,7 @@ func Uninstall(ctx context.Context, env Env, opts Options) (Plan, error) {
 		p.next("after the last node: kubectl -n kube-system delete clusterrolebinding/weft clusterrole/weft rolebinding/weft role/weft serviceaccount/weft")
 	}
 	if crds {
-		p.next("and, with all settings of those kinds: kubectl delete crd bgppeers.weft.network")
+		p.next("and, with all settings of those kinds: kubectl delete crd bgppeers.weft.network loadbalancerpools.weft.network")
 	}
 	return p.Plan, p.err
 }

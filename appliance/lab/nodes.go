@@ -281,6 +281,15 @@ func (l *Lab) powerOff(ctx context.Context, s *state, n *Node) error {
 	return routePods(s, n, true)
 }
 
+// PowerOff cuts a node's power: nothing of it answers any more, and the cluster's objects still have it. Reboot starts it again.
+func (l *Lab) PowerOff(ctx context.Context, name string) error {
+	n, s, err := l.node(name)
+	if err != nil {
+		return err
+	}
+	return l.powerOff(ctx, s, n)
+}
+
 // RebootOptions say how a node comes back.
 type RebootOptions struct {
 	// WithoutAPI keeps the cluster's objects from it until RestoreAPI.

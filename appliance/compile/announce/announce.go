@@ -16,6 +16,15 @@ type Candidate struct {
 	Nodes []string
 }
 
+// Heard is something that was heard on the segment. Either Hello or Addr is set.
+type Heard struct {
+	// Hello is the payload of a hello, as it came.
+	Hello []byte
+	// Addr is a candidate's address that somebody with the hardware address From uses.
+	Addr netip.Addr
+	From model.MAC
+}
+
 // Settings of an Election. All times here and below are in milliseconds of a clock that never jumps.
 type Settings struct {
 	Node string

@@ -154,13 +154,19 @@ func TestAllocate(t *testing.T) {
 		{"asks for a pool", Input{Pools: two, Services: services(svc("a", "metallb.universe.tf/address-pool=b"))}, "a: Allocated 198.51.100.0"},
 		{"moves to that pool", Input{Pools: two, Services: services(svc("a", "has=192.0.2.1", "weft.network/load-balancer-pool=b"))}, "a: Allocated 198.51.100.0"},
 		{"no such pool", Input{Pools: two, Services: services(svc("a", "weft.network/load-balancer-pool=c"))}, "a: NoPool"},
-		{"shares by key", Input{Pools: two, Services: services(svc("a", "weft.network/allow-shared-ip=k"), svc("b", "metallb.io/allow-shared-ip=k", "port=81"), svc("c", "weft.network/allow-shared-ip=k"), svc("d", "weft.network/allow-shared-ip=other", "port=82"))},
-			"a: Allocated 192.0.2.1; b: Allocated 192.0.2.1; c: Allocated 192.0.2.2; d: Allocated 198.51.100.0"},
+		{
+			"shares by key",
+			Input{Pools: two, Services: services(svc("a", "weft.network/allow-shared-ip=k"), svc("b", "metallb.io/allow-shared-ip=k", "port=81"), svc("c", "weft.network/allow-shared-ip=k"), svc("d", "weft.network/allow-shared-ip=other", "port=82"))},
+			"a: Allocated 192.0.2.1; b: Allocated 192.0.2.1; c: Allocated 192.0.2.2; d: Allocated 198.51.100.0",
+		},
 		{"shares what it asks for", Input{Pools: two, Services: services(svc("a", "weft.network/allow-shared-ip=k", "ip=198.51.100.9"), svc("b", "weft.network/allow-shared-ip=k", "port=81", "ip=198.51.100.9"))}, "a: Allocated 198.51.100.9; b: Allocated 198.51.100.9"},
 		{"another policy does not share", Input{Pools: two, Services: services(svc("a", "weft.network/allow-shared-ip=k", "ip=198.51.100.9"), svc("b", "weft.network/allow-shared-ip=k", "port=81", "ip=198.51.100.9", "local"))}, "a: Allocated 198.51.100.9; b: AddressTaken"},
 		{"a node's address is not given", Input{Pools: pools(edge("192.168.1.5-192.168.1.6")), Nodes: box, Services: services(svc("a"), svc("b", "ip=192.168.1.5"))}, "a: Allocated 192.168.1.6; b: AddressTaken"},
-		{"node addresses, by port", Input{Pools: nodePool, Nodes: box, Services: services(svc("a", "dual=require"), svc("b", "port=81"), svc("c", "created=3"))},
-			"a: Allocated 192.168.1.5 2001:db8:1::5; b: Allocated 192.168.1.5; c: PoolExhausted"},
+		{
+			"node addresses, by port",
+			Input{Pools: nodePool, Nodes: box, Services: services(svc("a", "dual=require"), svc("b", "port=81"), svc("c", "created=3"))},
+			"a: Allocated 192.168.1.5 2001:db8:1::5; b: Allocated 192.168.1.5; c: PoolExhausted",
+		},
 		{"not the node's own ports", Input{Pools: nodePool, Nodes: box, Services: services(svc("a", "port=22"))}, "a: PoolExhausted"},
 		{"no ClusterIP yet", Input{Pools: two, Services: services(&model.Service{Namespace: "default", Name: "a", Type: "LoadBalancer"})}, "a: NoPool"},
 		{"written and not seen yet", Input{Pools: two, Services: services(svc("a", "created=9"), svc("b")), Given: map[model.ServiceKey]Given{

@@ -1,6 +1,6 @@
 // Package l2 answers ARP and Neighbour Discovery for addresses that no link has, and carries the hellos of nodes on a segment.
 //
-//	segment ── ARP ─────── answer at once, if the address is held ── else, somebody uses a watched address: Event
+//	segment ── ARP ─────── answer at once, if the address is held ── else, somebody uses a watched address: Heard
 //	        ── NDP ─────── the same
 //	        ── hello ───── Event
 //
@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft.network/weft/appliance/compile/announce"
 	"weft.network/weft/appliance/model"
 )
 
@@ -29,21 +30,6 @@ const HelloProtocol = 0x88b5
 // helloGroup is the group address of hellos, so that only nodes of weft are woken by them.
 var helloGroup = model.MAC{0x03, 'w', 'e', 'f', 't', 0x01}
 
-// Event is something that was heard. Either Hello or Addr is set.
-type Event struct {
-	// Hello is the payload of a hello.
-	Hello []byte
-	// Addr is a watched address that From uses.
-	Addr netip.Addr
-	From model.MAC
-}
-
-// Stats count since the port was opened.
-type Stats struct {
-	// Answered are questions for held addresses, Lost are events that nobody read in time.
-	Answered, Lost uint64
-}
-
 // Port is one link of the node.
 type Port struct {
 	name  string
@@ -52,11 +38,11 @@ type Port struct {
 	// socks are the raw sockets by what they carry; groups is one that only joins multicast groups.
 	arp, ndp, hello *socket
 	groups          int
-	events          chan Event
+	events          chan announce.Heard
 	work            sync.WaitGroup
 	closed          atomic.Bool
 
-	answered, lost atomic.Uint64
+	answered atomic.Uint64
 	// view is what the readers go by.
 	view atomic.Pointer[view]
 
@@ -81,7 +67,7 @@ func Open(name string) (*Port, error) {
 	}
 	p := &Port{
 		name: name, index: link.Index, mac: model.MAC(link.HardwareAddr), groups: -1,
-		events: make(chan Event, eventQueue), joined: map[netip.Addr]bool{},
+		events: make(chan announce.Heard, eventQueue), joined: map[netip.Addr]bool{},
 	}
 	p.view.Store(&view{})
 	if err := p.open(); err != nil {
@@ -121,14 +107,17 @@ func (p *Port) open() (err error) {
 // MAC returns the link's own hardware address.
 func (p *Port) MAC() model.MAC { return p.mac }
 
-// Index returns the link's number: a link that was made anew under the same name has another.
-func (p *Port) Index() int { return p.index }
+// Stale reports whether the link is another one by now than the one that was opened.
+func (p *Port) Stale() bool {
+	link, err := net.InterfaceByName(p.name)
+	return err != nil || link.Index != p.index || string(link.HardwareAddr) != string(p.mac[:])
+}
 
 // Events are what was heard. The channel is closed after Close.
-func (p *Port) Events() <-chan Event { return p.events }
+func (p *Port) Events() <-chan announce.Heard { return p.events }
 
-// Stats returns the counters.
-func (p *Port) Stats() Stats { return Stats{Answered: p.answered.Load(), Lost: p.lost.Load()} }
+// Answered counts the questions about held addresses that were answered.
+func (p *Port) Answered() uint64 { return p.answered.Load() }
 
 // Close ends the port. Nothing is said to the segment.
 func (p *Port) Close() {
@@ -147,11 +136,10 @@ func (p *Port) Close() {
 	close(p.events)
 }
 
-func (p *Port) tell(e Event) {
+func (p *Port) tell(e announce.Heard) {
 	select {
 	case p.events <- e:
 	default: // who floods us must not stop the answers
-		p.lost.Add(1)
 	}
 }
 
@@ -238,7 +226,7 @@ func (p *Port) readARP(frame []byte) {
 	}
 	v := p.view.Load()
 	if a.from != netip.IPv4Unspecified() && v.watched[a.from] {
-		p.tell(Event{Addr: a.from, From: a.fromMAC})
+		p.tell(announce.Heard{Addr: a.from, From: a.fromMAC})
 	}
 	if a.op == arpRequest && a.from != a.to && v.held[a.to] {
 		answer := arp{op: arpReply, fromMAC: p.mac, from: a.to, toMAC: a.fromMAC, to: a.from}
@@ -257,9 +245,9 @@ func (p *Port) readNDP(frame []byte) {
 	v := p.view.Load()
 	switch {
 	case n.advertises && v.watched[n.target]:
-		p.tell(Event{Addr: n.target, From: n.mac})
+		p.tell(announce.Heard{Addr: n.target, From: n.mac})
 	case !n.advertises && v.watched[n.from]:
-		p.tell(Event{Addr: n.from, From: n.fromMAC})
+		p.tell(announce.Heard{Addr: n.from, From: n.fromMAC})
 	}
 	if n.advertises || !v.held[n.target] {
 		return
@@ -277,7 +265,7 @@ func (p *Port) readHello(frame []byte) {
 	if len(frame) < etherLen || model.MAC(frame[6:12]) == p.mac {
 		return
 	}
-	p.tell(Event{Hello: slices.Clone(frame[etherLen:]), From: model.MAC(frame[6:12])})
+	p.tell(announce.Heard{Hello: slices.Clone(frame[etherLen:]), From: model.MAC(frame[6:12])})
 }
 
 // onlyNeighbours lets solicitations and advertisements through and nothing else: a link carries much more IPv6 than those.

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"weft.network/weft/appliance/compile/announce"
 	"weft.network/weft/appliance/kernel/netnstest"
 	"weft.network/weft/appliance/model"
 )
@@ -48,7 +49,7 @@ func set(t *testing.T, p *Port, held, watched []netip.Addr) {
 }
 
 // wait returns the first event that fits.
-func wait(t *testing.T, p *Port, what string, fits func(Event) bool) Event {
+func wait(t *testing.T, p *Port, what string, fits func(announce.Heard) bool) announce.Heard {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -83,8 +84,8 @@ func TestAnswers(t *testing.T) {
 	if !strings.Contains(strings.ToLower(out), p.MAC().String()) {
 		t.Errorf("ndisc6: %s", out)
 	}
-	if p.Stats().Answered < 3 {
-		t.Errorf("counted %+v", p.Stats())
+	if p.Answered() < 3 {
+		t.Errorf("counted %d answers", p.Answered())
 	}
 	set(t, p, nil, []netip.Addr{vip4, vip6})
 	if out, err := host.Try("arping", "-c", "1", "-w", "1", "-I", "eth0", vip4.String()); err == nil {
@@ -140,12 +141,12 @@ func TestStranger(t *testing.T) {
 		if err := p.Probe(addr); err != nil {
 			t.Fatal(err)
 		}
-		wait(t, p, "the answer to a probe for "+addr.String(), func(e Event) bool { return e.Addr == addr && e.From == mac })
+		wait(t, p, "the answer to a probe for "+addr.String(), func(e announce.Heard) bool { return e.Addr == addr && e.From == mac })
 	}
 	host.Run("arping", "-U", "-c", "1", "-I", "eth0", vip4.String())
-	wait(t, p, "a gratuitous ARP", func(e Event) bool { return e.Addr == vip4 && e.From == mac })
+	wait(t, p, "a gratuitous ARP", func(e announce.Heard) bool { return e.Addr == vip4 && e.From == mac })
 	_, _ = host.Try("arping", "-c", "1", "-w", "1", "-s", vip4.String(), "-I", "eth0", "192.0.2.77")
-	wait(t, p, "a question from the address", func(e Event) bool { return e.Addr == vip4 && e.From == mac })
+	wait(t, p, "a question from the address", func(e announce.Heard) bool { return e.Addr == vip4 && e.From == mac })
 }
 
 // TestHello: what one port says another one hears, and not itself.
@@ -158,8 +159,10 @@ func TestHello(t *testing.T) {
 	if err := q.Hello([]byte("from q")); err != nil {
 		t.Fatal(err)
 	}
-	heard := func(from *Port) func(Event) bool {
-		return func(e Event) bool { return strings.HasPrefix(string(e.Hello), "from ") && e.From == from.MAC() }
+	heard := func(from *Port) func(announce.Heard) bool {
+		return func(e announce.Heard) bool {
+			return strings.HasPrefix(string(e.Hello), "from ") && e.From == from.MAC()
+		}
 	}
 	if e := wait(t, q, "a hello", heard(p)); !strings.HasPrefix(string(e.Hello), "from p") {
 		t.Errorf("heard %q", e.Hello)
