@@ -34,7 +34,7 @@ type Answer struct {
 // functions for flags. It returns when the process should end.
 func PodMain(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
-		return errors.New("which of serve, get, udp, load?")
+		return errors.New("which of serve, get, udp, load, stream, ambush?")
 	}
 	flags := flag.NewFlagSet(PodCommand+" "+args[0], flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -47,8 +47,12 @@ func PodMain(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 		return udp(ctx, flags, args[1:], stdout)
 	case "load":
 		return load(ctx, flags, args[1:], stdin, stdout)
+	case "stream":
+		return stream(ctx, flags, args[1:], stdin, stdout)
+	case "ambush":
+		return ambush(ctx, flags, args[1:], stdin, stdout)
 	}
-	return fmt.Errorf("%q is none of serve, get, udp, load", args[0])
+	return fmt.Errorf("%q is none of serve, get, udp, load, stream, ambush", args[0])
 }
 
 type server struct{ pod, node string }

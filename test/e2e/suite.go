@@ -12,13 +12,12 @@ import (
 )
 
 const (
-	suiteFocus = `\[sig-network\].*\[Conformance\]`
+	suiteFocus = `\[sig-network\].*\[Conformance\]|NetworkPolic`
 	suiteLimit = 100 * time.Minute
 )
 
 // leftOut are the tests that a run leaves out, as regular expressions of their names, and why.
 var leftOut = []struct{ pattern, reason string }{
-	{`\[Feature:NetworkPolicy\]`, "weft has no network policy yet"},
 	{`\[Feature:LoadBalancer\]`, "weft gives no addresses to Services of the type LoadBalancer yet"},
 	{`\[Feature:SCTPConnectivity\]`, "the kernels that run these tests have no SCTP sockets"},
 	{`\[Feature:Networking-`, "there is no Internet, and no performance to measure beside the control plane"},
