@@ -31,12 +31,14 @@ var rank = map[string]int{
 	"appliance/compile/announce": 1,
 	"appliance/compile/lb":       2,
 
-	"appliance/attach":  3,
-	"appliance/ruleset": 3,
-	"appliance/compile": 3,
+	"appliance/attach":   3,
+	"appliance/ruleset":  3,
+	"appliance/compile":  3,
+	"plugins/clusterdns": 3,
 
 	"appliance/announcer":        4,
 	"appliance/kernel/conntrack": 4,
+	"appliance/kernel/dnssocket": 4,
 	"appliance/kernel/iface":     4,
 	"appliance/kernel/l2":        4,
 	"appliance/kernel/nft":       4,
@@ -78,7 +80,8 @@ var owners = map[string][]string{
 	"golang.org/x/sys/unix":           {"appliance/kernel/...", "appliance/lab"},
 	"google.golang.org/grpc":          {"appliance/cri"},
 	"k8s.io/":                         {"appliance/cluster"},
-	"os/exec":                         {"appliance/install", "appliance/lab"}, // systemctl, and Pods of the lab; nothing else
+	"os/exec":                         {"appliance/install", "appliance/lab"},      // systemctl, and Pods of the lab; nothing else
+	"k8s.io/api/core/v1":              {"appliance/cluster", "plugins/clusterdns"}, // types in the interface of CoreDNS' kubernetes plugin
 	"k8s.io/cri-api":                  {"appliance/cri"},
 	"sigs.k8s.io/":                    {"appliance/cluster"},
 }
