@@ -124,8 +124,7 @@ func TestConflist(t *testing.T) {
 // TestRBACVerbs is the list of permissions: a change here is a change of what weft may do in every cluster.
 func TestRBACVerbs(t *testing.T) {
 	want := []string{
-		"coordination.k8s.io/leases create",
-		"coordination.k8s.io/leases get,update only weft-load-balancer",
+		"configmaps get,update only weft-load-balancer",
 		"discovery.k8s.io/endpointslices get,list,watch",
 		"events create,patch",
 		"namespaces get,list,watch",

@@ -14,15 +14,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/leaderelection"
-	"k8s.io/client-go/tools/leaderelection/resourcelock"
 
 	"weft.network/weft/appliance/model"
 )
 
-// The Lease whose holder gives addresses to Services, and its pace: after the death of the holder new Services wait so long at most.
+// The ConfigMap whose holder gives addresses to Services, and its pace: after the death of the holder new Services wait so long at most.
 // What has an address does not notice.
 const (
-	AllocatorLease     = "weft-load-balancer"
+	AllocatorLock      = "weft-load-balancer"
 	allocatorNamespace = metav1.NamespaceSystem
 	leaseDuration      = 20 * time.Second
 	leaseRenew         = 14 * time.Second
@@ -148,27 +147,23 @@ func (k *Kubernetes) lead(ctx context.Context, client kubernetes.Interface) {
 			pause(ctx, leadLook)
 			continue
 		}
-		if _, err := client.CoordinationV1().Leases(allocatorNamespace).Get(ctx, AllocatorLease, metav1.GetOptions{}); apierrors.IsForbidden(err) {
-			k.objects.problem(AllocatorLease, fmt.Sprintf("addresses of load balancers are not given out by this node: %v: apply weft's RBAC manifest again", err))
+		lock := &configMapLock{client: client.CoreV1().ConfigMaps(allocatorNamespace), name: AllocatorLock, identity: k.options.NodeName}
+		if _, _, err := lock.Get(ctx); apierrors.IsForbidden(err) || apierrors.IsNotFound(err) {
+			k.objects.problem(AllocatorLock, fmt.Sprintf("addresses of load balancers are not given out by this node: %v: apply weft's RBAC manifest again", err))
 			pause(ctx, leadRefused)
 			continue
 		}
-		k.objects.problem(AllocatorLease, "")
+		k.objects.problem(AllocatorLock, "")
 		elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-			Lock: &resourcelock.LeaseLock{
-				LeaseMeta: metav1.ObjectMeta{Namespace: allocatorNamespace, Name: AllocatorLease},
-				Client:    client.CoordinationV1(),
-				// The name alone: a daemon that is restarted goes on at once.
-				LockConfig: resourcelock.ResourceLockConfig{Identity: k.options.NodeName},
-			},
-			LeaseDuration: leaseDuration, RenewDeadline: leaseRenew, RetryPeriod: leaseRetry, ReleaseOnCancel: true, Name: AllocatorLease,
+			Lock:          lock, // the node's name alone is the identity: a daemon that is restarted goes on at once
+			LeaseDuration: leaseDuration, RenewDeadline: leaseRenew, RetryPeriod: leaseRetry, ReleaseOnCancel: true, Name: AllocatorLock,
 			Callbacks: leaderelection.LeaderCallbacks{
 				OnStartedLeading: func(ctx context.Context) { k.options.Allocate(ctx, &Allocations{client}) },
 				OnStoppedLeading: func() {},
 			},
 		})
 		if err != nil { // the numbers above do not fit together
-			k.objects.problem(AllocatorLease, err.Error())
+			k.objects.problem(AllocatorLock, err.Error())
 			return
 		}
 		elector.Run(ctx)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -54,12 +55,12 @@ func installWeft(c *Cluster, node *Node) error {
 		return err
 	}
 	install := []string{weftBinary, "install", "--cni-bin-dir=/opt/cni/bin", "--cni-conf-dir=" + conflistFolder}
-	if node == c.Nodes[0] {
+	if !slices.Contains(c.Nodes[:2], node) {
 		if err := c.accountKubeconfig(node); err != nil {
 			return err
 		}
 		install = append(install, "--kubeconfig="+weftKubeconfig)
-	} // The others have the kubelet's own credential, which install finds on a kubeadm node.
+	} // The first two have the kubelet's own credential, which install finds on a kubeadm node.
 	if _, err = node.Exec(install...); err != nil {
 		return err
 	}
