@@ -89,12 +89,12 @@ func (d *Daemon) watchFlows(ctx context.Context) {
 		if err := d.auditFlows(ctx); err != nil && ctx.Err() == nil {
 			d.log.Warn("looking for UDP flows to who is gone", zap.Error(err))
 		}
-		d.auditPorts(status.Services.Frontends)
+		d.auditPorts(ctx, status.Services.Frontends)
 	}
 }
 
-// auditPorts looks for processes that listen where a node port is.
-func (d *Daemon) auditPorts(all map[model.ServiceKey]*service.Frontends) {
+// auditPorts looks for processes that listen where a node port is, and for what a kube-proxy left behind.
+func (d *Daemon) auditPorts(ctx context.Context, all map[model.ServiceKey]*service.Frontends) {
 	var warnings []string
 	if self := d.snapshot().Node(d.cfg.NodeName); self != nil {
 		ranges := d.nodePortAddresses(self)
@@ -103,6 +103,15 @@ func (d *Daemon) auditPorts(all map[model.ServiceKey]*service.Frontends) {
 			return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) })
 		}) {
 			warnings = append(warnings, fmt.Sprintf("services.nodePortAddresses %v has none of this node's addresses %v: node ports may not answer", d.cfg.Services.NodePortAddresses, self.Addresses))
+		}
+	}
+	if d.loop.Services != nil {
+		left, err := d.leftoverWarning(ctx)
+		if err != nil {
+			d.log.Warn("looking for what a kube-proxy left behind", zap.Error(err))
+		}
+		if left != "" {
+			warnings = append(warnings, left)
 		}
 	}
 	d.audit.mu.Lock()

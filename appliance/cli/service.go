@@ -32,6 +32,20 @@ func serviceCommand() *cli.Command {
 				Flags: []cli.Flag{outputFlag(), runDirFlag()}, OnUsageError: usageError,
 				Action: showService,
 			},
+			{
+				Name: "cleanup-kube-proxy", Usage: "take away what a kube-proxy that does not run any more left in the kernel",
+				Description: "Its nftables tables, its chains of iptables-nft, and the virtual servers and link of its IPVS mode are removed by\n" +
+					"netlink. For chains of iptables-legacy, which have no such interface, it prints the command to run. It refuses while a\n" +
+					"kube-proxy runs on this node. Rules of the kubelet, of kube-router and of others stay.",
+				Flags: []cli.Flag{&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be removed"}, outputFlag()}, OnUsageError: usageError, Before: noArguments,
+				Action: func(c *cli.Context) error {
+					found, err := appliance.CleanKubeProxy(c.Context, c.Bool("dry-run"))
+					if err != nil {
+						return err
+					}
+					return show(c, found, func(p *printer) { printLeftovers(p, &found) })
+				},
+			},
 		},
 	}
 }
@@ -116,5 +130,24 @@ func printService(p *printer, s *appliance.ServiceStatus) {
 	}
 	for _, problem := range s.Problems {
 		p.line("%s %s", p.paint(yellow, "warning:"), problem)
+	}
+}
+
+func printLeftovers(p *printer, l *appliance.ProxyLeftovers) {
+	verb := "removed"
+	if l.DryRun {
+		verb = "would remove"
+	}
+	for _, what := range l.Removed {
+		p.line("%s %s", verb, what)
+	}
+	if len(l.Removed)+len(l.Left) == 0 {
+		p.line("kube-proxy has left nothing behind")
+	}
+	for _, what := range l.Left {
+		p.line("%s %s has chains of kube-proxy, which only its own program can remove", p.paint(yellow, "left:"), what)
+	}
+	for _, command := range l.Commands {
+		p.line("  run: %s", command)
 	}
 }
