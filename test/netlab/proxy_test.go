@@ -52,7 +52,9 @@ func TestProxyBesideAnotherNetwork(t *testing.T) {
 			web = append(web, &lab.Pod{PodSpec: lab.PodSpec{Name: name}, Node: "node1", Addresses: []netip.Addr{addr, netip.MustParseAddr(fmt.Sprintf("fd00::%d", 10+i))}})
 		}
 	}
-	network := func() string { return s.out("node1", "ip -4 route show table all") + s.out("node1", "ip -br link show") }
+	network := func() string {
+		return s.out("node1", "ip -4 route show table all") + s.out("node1", "ip -br link show")
+	}
 	before := network()
 	s.background("node1", "weft", "weft-proxy")
 	s.serve(web...)
