@@ -11,8 +11,8 @@ TESTED  := ./... a.weft/early
 FUZZTIME ?= 20s
 
 # Debian's names of what tests, demo and the test cluster run.
-PACKAGES := conntrack containerd containernetworking-plugins curl debootstrap ethtool gcc git iperf3 iproute2 iputils-ping \
-	jq libc6-dev nftables procps runc socat tcpdump util-linux
+PACKAGES := conntrack containerd containernetworking-plugins curl debootstrap ethtool gcc git iperf3 iproute2 iputils-arping iputils-ping \
+	jq libc6-dev ndisc6 nftables procps runc socat tcpdump util-linux
 
 .DEFAULT_GOAL := help
 .PHONY: help build build-all deps test test-pure golden generate lint check demo e2e conformance bench fuzz clean

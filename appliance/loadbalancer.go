@@ -116,21 +116,31 @@ func (d *Daemon) allocate() func(context.Context, *cluster.Allocations) {
 	}
 	return func(ctx context.Context, api *cluster.Allocations) {
 		d.log.Info("this node gives out the addresses of load balancers")
-		(&allocator{d: d, api: api, given: map[model.ServiceKey]lb.Given{}, told: map[model.ServiceKey]string{}}).run(ctx)
+		d.newAllocator(api).run(ctx)
 		d.setResult(lb.Result{}, false)
 	}
+}
+
+// allocations is the cluster, as the allocator sees it.
+type allocations interface {
+	Given(context.Context) ([]cluster.LoadBalancerStatus, error)
+	Write(context.Context, cluster.LoadBalancerStatus) (changed bool, err error)
 }
 
 // allocator gives out addresses while this node is the one to do it.
 type allocator struct {
 	d   *Daemon
-	api *cluster.Allocations
+	api allocations
 	// given is what this node or the one before it wrote last; the watch may not have shown it yet.
 	given map[model.ServiceKey]lb.Given
 	// learned is when given was read from the cluster.
 	learned time.Time
 	// told is the last reason that users were told without a write, by Service.
 	told map[model.ServiceKey]string
+}
+
+func (d *Daemon) newAllocator(api allocations) *allocator {
+	return &allocator{d: d, api: api, given: map[model.ServiceKey]lb.Given{}, told: map[model.ServiceKey]string{}}
 }
 
 // The pause after a failed request.

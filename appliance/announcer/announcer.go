@@ -105,11 +105,13 @@ type Announcer struct {
 	view     View
 	segments map[string]*segment
 	held     map[string][]netip.Addr
+	// told is why a link could not be opened, by link.
+	told map[string]string
 }
 
 // New returns an Announcer that does nothing before Run.
 func New(o Options) *Announcer {
-	return &Announcer{o: o, epoch: time.Now(), kick: make(chan struct{}, 1), segments: map[string]*segment{}, held: map[string][]netip.Addr{}}
+	return &Announcer{o: o, epoch: time.Now(), kick: make(chan struct{}, 1), segments: map[string]*segment{}, held: map[string][]netip.Addr{}, told: map[string]string{}}
 }
 
 // Update takes the newest view, which the caller must not change any more.
@@ -176,9 +178,13 @@ func (a *Announcer) start(ctx context.Context, name string, work *sync.WaitGroup
 	s := &segment{a: a, name: name, port: port, cancel: cancel, wants: make(chan []announce.Candidate, 1), opened: time.Now()}
 	if err != nil {
 		s.port, s.err = nil, err
-		a.o.Report(Report{Kind: Failed, Link: name, Err: err})
+		if a.told[name] != err.Error() { // once, however often it is tried
+			a.told[name] = err.Error()
+			a.o.Report(Report{Kind: Failed, Link: name, Err: err})
+		}
 		return s
 	}
+	delete(a.told, name)
 	s.election = announce.New(a.o.Settings, a.now(), a.o.Resume[name])
 	delete(a.o.Resume, name)
 	work.Go(func() { s.run(ctx) })

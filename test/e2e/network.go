@@ -47,12 +47,14 @@ func installWeft(c *Cluster, node *Node) error {
 	if err := node.WriteFile(weftBinary, string(binary), 0o755); err != nil {
 		return err
 	}
-	permissions, err := os.ReadFile(filepath.Join("..", "..", "packaging", "kubernetes", "rbac.yaml"))
-	if err != nil {
-		return err
-	}
-	if err := c.Apply(string(permissions)); err != nil {
-		return err
+	for _, file := range []string{"rbac.yaml", "crds.yaml"} {
+		objects, err := os.ReadFile(filepath.Join("..", "..", "packaging", "kubernetes", file))
+		if err != nil {
+			return err
+		}
+		if err := c.Apply(string(objects)); err != nil {
+			return err
+		}
 	}
 	install := []string{weftBinary, "install", "--cni-bin-dir=/opt/cni/bin", "--cni-conf-dir=" + conflistFolder}
 	if !slices.Contains(c.Nodes[:2], node) {
