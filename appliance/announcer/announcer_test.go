@@ -299,8 +299,12 @@ func TestSuits(t *testing.T) {
 		interfaces []string
 		want       bool
 	}{
-		{"192.0.2.9", nil, true}, {"192.0.3.9", nil, false}, {"2001:db8::9", nil, true}, {"192.0.3.9", []string{"eth*"}, true},
-		{"192.0.2.9", []string{"eth1"}, false}, {"192.0.3.9", []string{"eth1", "eth0"}, true},
+		{"192.0.2.9", nil, true},
+		{"192.0.3.9", nil, false},
+		{"2001:db8::9", nil, true},
+		{"192.0.3.9", []string{"eth*"}, true},
+		{"192.0.2.9", []string{"eth1"}, false},
+		{"192.0.3.9", []string{"eth1", "eth0"}, true},
 	} {
 		an := lb.Announcement{Addr: netip.MustParseAddr(tc.addr), Interfaces: tc.interfaces}
 		if got := suits(&l, &an); got != tc.want {

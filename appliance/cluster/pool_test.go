@@ -33,8 +33,10 @@ func TestPoolInFiles(t *testing.T) {
 	want := &model.LoadBalancerPool{
 		Name: "edge", Created: 1767323045, OnRequest: true, AvoidEdges: true, Priority: 5, Interfaces: []string{"eth0", "bond*"},
 		Blocks: []model.AddressBlock{
-			{First: a("192.0.2.0"), Last: a("192.0.2.15")}, {First: a("192.0.2.100"), Last: a("192.0.2.110")},
-			{First: a("192.0.2.200"), Last: a("192.0.2.200")}, {First: a("2001:db8::"), Last: a("2001:db8::ff")},
+			{First: a("192.0.2.0"), Last: a("192.0.2.15")},
+			{First: a("192.0.2.100"), Last: a("192.0.2.110")},
+			{First: a("192.0.2.200"), Last: a("192.0.2.200")},
+			{First: a("2001:db8::"), Last: a("2001:db8::ff")},
 		},
 		Services: &model.Selector{{Key: "tier", Op: model.OpIn, Values: []string{"vip"}}},
 		Nodes:    &model.Selector{{Key: "zone", Op: model.OpIn, Values: []string{"a", "b"}}},
