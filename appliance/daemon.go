@@ -46,6 +46,7 @@ type Daemon struct {
 	metrics  *metrics
 	lb       loadBalancers
 	health   healthServers
+	drops    *drops
 	audit    audit
 
 	// newest is the picture of the cluster with this node's own settings laid over it.
@@ -94,6 +95,7 @@ func Run(ctx context.Context, load func() (config.Config, error), version string
 	g.Go(func() error { d.watchLeaks(ctx); return nil })
 	g.Go(func() error { d.watchFlows(ctx); return nil })
 	g.Go(func() error { d.runProber(ctx); return nil })
+	g.Go(func() error { d.watchDrops(ctx); return nil })
 	g.Go(func() error { d.followPodMTU(ctx); return nil })
 	g.Go(func() error { d.announceAddresses(ctx); return nil })
 	g.Go(func() error { d.reloadOnHangup(ctx, load); return nil })
@@ -153,6 +155,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		d.loop.Policies = d.newPolicies()
 	}
 	d.lb.announcer = d.newAnnouncer()
+	d.drops = newDrops()
 	d.metrics = newMetrics(d)
 	d.health = healthServers{log: d.log, servers: map[model.ServiceKey]*healthServer{}}
 	d.prober = d.newProber()

@@ -46,7 +46,7 @@ func newMetrics(d *Daemon) *metrics {
 	if d.loop.Services != nil {
 		m.registry.MustRegister(d.loop.Services.Metrics.Collectors()...)
 	}
-	m.registry.MustRegister(m.calls, m.duration, m.exhausted, m.leaks, m.flows, serviceCollector{d}, collectors.NewGoCollector(),
+	m.registry.MustRegister(m.calls, m.duration, m.exhausted, m.leaks, m.flows, serviceCollector{d}, d.drops.total, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collector{d})
 	return m
 }

@@ -163,6 +163,7 @@ func (d *Daemon) warnings() []string {
 		}
 	}
 	out = append(out, d.lbWarnings()...)
+	out = append(out, d.policyWarnings()...)
 	if d.recovered != "" {
 		out = append(out, "the store was damaged; leases were rebuilt from the kernel: "+d.recovered)
 	}

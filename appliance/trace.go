@@ -10,10 +10,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"go.uber.org/zap"
 
 	"weft.network/weft/appliance/compile/podnet"
+	"weft.network/weft/appliance/compile/policy"
 	"weft.network/weft/appliance/compile/route"
 	"weft.network/weft/appliance/compile/service"
 	"weft.network/weft/appliance/config"
@@ -51,6 +53,7 @@ type tracing struct {
 	config   route.Config
 	links    *iface.Backend
 	rules    *nft.Backend
+	judge    *policy.Judge // nil where policies are not weft's
 	warnings []string
 }
 
@@ -59,6 +62,9 @@ func (d *Daemon) serveTrace(w http.ResponseWriter, r *http.Request) {
 	t := tracing{
 		node: d.cfg.NodeName, picture: "weftd", snapshot: d.snapshot(), leases: d.attacher.Leases(), tables: d.loop.Tables(),
 		config: d.loop.Settings(), links: d.kernel.Backend, rules: d.kernel.rules,
+	}
+	if d.loop.Policies != nil {
+		t.judge = d.judge()
 	}
 	if !d.cfg.Has(config.RoleServices) {
 		t.warnings = append(t.warnings, "role services is off on this node: whoever serves Services here is not traced")
@@ -88,7 +94,7 @@ func (t *tracing) answer(ctx context.Context, from, to, protocol string) (TraceA
 	world := func(tables []ruleset.Table) *trace.World {
 		this := t.this(ctx, tables)
 		known := map[string]*trace.Node{t.node: this}
-		return &trace.World{Snapshot: t.snapshot, This: t.node, Leases: t.leases, Node: func(name string) *trace.Node {
+		return &trace.World{Snapshot: t.snapshot, This: t.node, Leases: t.leases, Policy: t.policy(), Node: func(name string) *trace.Node {
 			n, ok := known[name]
 			if !ok {
 				n = trace.Compiled(t.snapshot, t.config, under, name)
@@ -113,9 +119,55 @@ func (t *tracing) answer(ctx context.Context, from, to, protocol string) (TraceA
 	if err != nil {
 		return out, err
 	}
-	out.Differences = append(out.Report.Differences(&kernel, "in the kernel"), differ...)
+	out.Differences = append(out.Report.Differences(&kernel, "in the kernel"), t.contradicts(&out.Report, proto)...)
+	out.Differences = append(out.Differences, differ...)
 	out.Agrees = len(out.Differences) == 0
 	return out, t.recall(&out.Report, held, func(tables []ruleset.Table) (trace.Report, error) { return world(tables).Trace(from, to, proto) })
+}
+
+// policy says for the report what the policies themselves say; nil where they are somebody else's.
+func (t *tracing) policy() func(netip.Addr, netip.AddrPort, model.Protocol) string {
+	if t.judge == nil {
+		return nil
+	}
+	j := *t.judge
+	j.Everywhere = true
+	return func(src netip.Addr, dst netip.AddrPort, p model.Protocol) string {
+		return j.Verdict(policy.Packet{Src: src, Dst: dst.Addr(), Proto: p, Port: dst.Port()}).Words()
+	}
+}
+
+// contradicts names connections of which the policies say one thing and the tables made of them another.
+func (t *tracing) contradicts(r *trace.Report, proto model.Protocol) (out []string) {
+	if t.judge == nil {
+		return nil
+	}
+	j := *t.judge
+	j.Everywhere = true
+	look := func(src netip.Addr, dst netip.AddrPort, works bool, hops []trace.Hop) {
+		v := j.Verdict(policy.Packet{Src: src, Dst: dst.Addr(), Proto: proto, Port: dst.Port()})
+		dropped := false
+		if n := len(hops); n > 0 && !works && len(hops[n-1].Rules) > 0 {
+			rules := hops[n-1].Rules
+			dropped = strings.HasSuffix(rules[len(rules)-1].Table, " "+ruleset.PolicyTable)
+		}
+		switch {
+		case works && !v.Allowed:
+			out = append(out, fmt.Sprintf("the tables let a connection to %s pass, and the policies do not: %s", dst, v.Why))
+		case dropped && v.Allowed:
+			out = append(out, fmt.Sprintf("the tables drop a connection to %s, and the policies do not: %s", dst, v.Why))
+		}
+	}
+	for i := range r.Paths {
+		p := &r.Paths[i]
+		if len(p.Endpoints) == 0 {
+			look(p.Source, p.Destination, p.Works, p.Hops)
+		}
+		for k := range p.Endpoints {
+			look(p.Source, p.Endpoints[k].Address, p.Endpoints[k].Works, p.Endpoints[k].Hops)
+		}
+	}
+	return out
 }
 
 // recall asks once more with what the kernel remembers of clients, if it remembers any.
@@ -233,7 +285,12 @@ func traceStore(ctx context.Context, cfg config.Config) (t *tracing, closing fun
 	}
 	d := &Daemon{cfg: cfg}
 	t.snapshot = d.overlay(snap)
-	dry := &dryRun{links: links}
+	if t.snapshot != nil { // what is wanted is what the store says, also where the kernel holds something else
+		wanted := *t.snapshot
+		wanted.Stored = false
+		t.snapshot = &wanted
+	}
+	dry := &dryRun{links: links, rules: rules}
 	loop := reconcile.New(routeConfig(&cfg), reconcile.Inputs{
 		Snapshot: func() *model.Snapshot { return t.snapshot },
 		Leases:   func() []*model.Lease { return state.Leases }, Ports: func() []*model.HostPorts { return state.Ports },
@@ -242,16 +299,25 @@ func traceStore(ctx context.Context, cfg config.Config) (t *tracing, closing fun
 	if cfg.Has(config.RoleServices) {
 		loop.Services = &reconcile.Services{Flows: dry}
 	}
+	if cfg.Has(config.RolePolicy) {
+		loop.Policies = &reconcile.Policies{Attached: func() []*model.Lease { return state.Leases }}
+	}
 	if err := loop.Round(ctx, reconcile.Trigger{What: "a question"}); err != nil {
 		closing()
 		return nil, nil, fmt.Errorf("compiling what weftd would: %w", err)
 	}
 	t.tables = loop.Tables()
+	if loop.Policies != nil {
+		t.judge = newJudge(t.snapshot, loop.Status().Policies.Input, cfg.NodeName)
+	}
 	return t, closing, nil
 }
 
 // dryRun is a kernel that changes nothing, for a round of the loop whose outcome is only looked at.
-type dryRun struct{ links *iface.Backend }
+type dryRun struct {
+	links *iface.Backend
+	rules *nft.Backend
+}
 
 func (r *dryRun) Underlay(ctx context.Context) (route.Underlay, error) { return r.links.Underlay(ctx) }
 
@@ -270,14 +336,21 @@ func (*dryRun) Apply(context.Context, []ruleset.Table) (int, error) { return 0, 
 // Update changes nothing.
 func (*dryRun) Update(context.Context, []ruleset.Table) (int, error) { return 0, nil }
 
-// Elements finds nothing.
-func (*dryRun) Elements(ruleset.Table) (map[string][]ruleset.Element, error) { return nil, nil }
+// Elements reads the kernel: policies go on with the identities that are there.
+func (r *dryRun) Elements(t ruleset.Table) (map[string][]ruleset.Element, error) {
+	return r.rules.Elements(t)
+}
 
 // Differs compares nothing.
 func (*dryRun) Differs([]ruleset.Table) (int, error) { return 0, nil }
 
-// Exists says no, so that Services are compiled from the store.
-func (*dryRun) Exists(ruleset.Table) (bool, error) { return false, nil }
+// Exists says no, so that Services are compiled from the store; of policies it tells what is true.
+func (r *dryRun) Exists(t ruleset.Table) (bool, error) {
+	if t.Name != ruleset.PolicyTable {
+		return false, nil
+	}
+	return r.rules.Exists(t)
+}
 
 // Invalidate has nothing to forget.
 func (*dryRun) Invalidate() {}

@@ -83,6 +83,7 @@ func newApp(out io.Writer) *cli.App {
 		Description: "Run weftd on every node (weft install sets it up), then look around:\n\n" +
 			"   weft status                 one screen about this node\n" +
 			"   weft ipam list              which Pod has which address\n" +
+			"   weft policy list            which NetworkPolicies are in force for which Pods\n" +
 			"   weft trace SRC DST:PORT     what becomes of a connection\n" +
 			"   weft lab up                 a cluster of namespaces on this machine, to try things\n\n" +
 			"Called as weft-cni, weft-ipam, loopback, portmap, bandwidth or host-local (or with CNI_COMMAND set), it is a CNI\n" +
@@ -92,7 +93,7 @@ func newApp(out io.Writer) *cli.App {
 		Suggest:              true,
 		HideHelpCommand:      true,
 		Commands: append([]*cli.Command{
-			statusCommand(), ipamCommand(), serviceCommand(), lbCommand(), traceCommand(), daemonCommand(), installCommand(), uninstallCommand(), configCommand(),
+			statusCommand(), ipamCommand(), serviceCommand(), lbCommand(), policyCommand(), observeCommand(), traceCommand(), daemonCommand(), installCommand(), uninstallCommand(), configCommand(),
 			labCommand(), completionCommand(),
 		}, labProcesses()...),
 		OnUsageError: usageError,

@@ -107,6 +107,9 @@ func printPath(p *printer, path *trace.Path) {
 	for i := range path.Endpoints {
 		printEndpoint(p, &path.Endpoints[i], len(path.Endpoints) <= 8)
 	}
+	if path.Policy != "" {
+		p.line("  policy: %s", path.Policy)
+	}
 	if path.Remembered.IsValid() {
 		p.line("  this client is remembered and gets %s", path.Remembered)
 	}

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"weft.network/weft/appliance/compile/policy"
 	"weft.network/weft/appliance/compile/route"
 	"weft.network/weft/appliance/compile/service"
 	"weft.network/weft/appliance/model"
@@ -13,7 +14,7 @@ import (
 // zoneLabel is where the API keeps a node's zone (well-known labels).
 const zoneLabel = "topology.kubernetes.io/zone"
 
-// Compiled returns another node as weft makes it from the same picture of the cluster: with the tables of Services and of the Pod
+// Compiled returns another node as weft makes it from the same picture of the cluster: with the tables of Services, policies and the Pod
 // network, without its host ports, and with the settings of this node where they are not the cluster's. under are this node's
 // links: the length of their subnets says who is next to whom. It is nil if the cluster does not know the node.
 func Compiled(snap *model.Snapshot, cfg route.Config, under route.Underlay, name string) *Node {
@@ -39,9 +40,13 @@ func Compiled(snap *model.Snapshot, cfg route.Config, under route.Underlay, name
 	result := services.Compile(snap, service.Input{NodeName: name, Zone: n.Labels[zoneLabel], NodeAddresses: n.Addresses})
 	var rules ruleset.Services
 	c := compiled{node: n, state: state, link: link}
+	tables := []ruleset.Table{table, rules.Table(ruleset.ServicesInput{Frontends: result.Frontends, PodRanges: state.PodRanges})}
+	var policies policy.Compiler
+	var guards ruleset.Policies
+	filters := policies.Compile(snap, policy.Input{NodeName: name})
 	return &Node{
 		Name:   name,
-		Tables: []ruleset.Table{table, rules.Table(ruleset.ServicesInput{Frontends: result.Frontends, PodRanges: state.PodRanges})},
+		Tables: append(tables, guards.Tables(ruleset.PolicyInput{Filters: filters, Generation: ruleset.PolicyStep})...),
 		Route:  c.route, Arrives: func(from netip.Addr) string { return c.route(from).Link },
 		Returns: func(to netip.Addr, link string) bool { return c.route(to).Link == link },
 	}

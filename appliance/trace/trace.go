@@ -76,6 +76,8 @@ type Path struct {
 	Hops []Hop `json:"hops"`
 	// Remembered is the endpoint that this client will get since it had it last (sessionAffinity); invalid if there is none.
 	Remembered netip.AddrPort `json:"remembered,omitzero"`
+	// Policy is what network policies say where no endpoint was chosen; an endpoint has its own.
+	Policy string `json:"policy,omitempty"`
 	// Endpoints are those that may get the connection.
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
 }

@@ -92,8 +92,8 @@ func (w *World) path(node *Node, own bool, src netip.Addr, dst netip.AddrPort, p
 	j := w.follow(tr, random, node, own, p)
 	if j.chosen < 0 {
 		out.Hops, out.Verdict, out.Works = j.hops, j.end, j.works
-		if w.Policy != nil && j.works {
-			out.Endpoints = []Endpoint{{Address: dst, Share: 1, Source: j.packet.Src, Verdict: j.end, Works: true, Policy: w.Policy(src, dst, proto)}}
+		if w.Policy != nil {
+			out.Policy = w.Policy(src, dst, proto)
 		}
 		return out
 	}

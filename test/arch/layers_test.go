@@ -42,6 +42,7 @@ var rank = map[string]int{
 	"appliance/kernel/iface":     4,
 	"appliance/kernel/l2":        4,
 	"appliance/kernel/nft":       4,
+	"appliance/kernel/nflog":     4,
 	"appliance/kernel/probe":     4,
 	"appliance/prober":           4,
 	"appliance/reconcile":        4,

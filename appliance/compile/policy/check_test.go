@@ -1,45 +1,11 @@
 package policy_test
 
 import (
-	"net/netip"
-	"slices"
 	"testing"
 
 	"weft.network/weft/appliance/compile/policy"
 	"weft.network/weft/appliance/compile/policy/policytest"
 )
-
-// passes evaluates filters as the rules in the kernel do: by data alone.
-func passes(f *policy.Filters, p policy.Packet) bool {
-	if p.Src == p.Dst {
-		return true
-	}
-	if own := f.Own[p.Src]; own != nil && !allows(own.Directions[policy.Egress], f, p.Dst, p) {
-		return false
-	}
-	own := f.Own[p.Dst]
-	return own == nil || allows(own.Directions[policy.Ingress], f, p.Src, p)
-}
-
-func allows(a *policy.Allowed, f *policy.Filters, peer netip.Addr, p policy.Packet) bool {
-	if a == nil || a.Audit {
-		return true
-	}
-	in := func(q policy.Ports) bool {
-		return q.Protocol == p.Proto && q.First <= p.Port && p.Port <= q.Last
-	}
-	if s := f.Peers[policy.ShardOf(peer)]; s != nil {
-		if who, ok := s.Peers[peer]; ok {
-			id := who.Class.ID
-			if a.Pods || slices.Contains(a.Any, id) || slices.ContainsFunc(a.PodPorts, in) ||
-				slices.ContainsFunc(a.Ports, func(q policy.PeerPorts) bool { return q.Peer == id && in(q.Ports) }) {
-				return true
-			}
-		}
-	}
-	within := func(r policy.Range) bool { return !peer.Less(r.From) && !r.To.Less(peer) }
-	return slices.ContainsFunc(a.Nets, within) || slices.ContainsFunc(a.Blocks, func(b policy.RangePorts) bool { return within(b.Range) && in(b.Ports) })
-}
 
 func check(t testing.TB, w *policytest.World, f *policy.Filters, packets int) {
 	t.Helper()
@@ -53,7 +19,7 @@ func check(t testing.TB, w *policytest.World, f *policy.Filters, packets int) {
 			}
 			continue
 		}
-		if got := passes(f, p); got != v.Allowed {
+		if got := f.Passes(p); got != v.Allowed {
 			t.Fatalf("%+v passes %v, want %v: %s\nfilters %+v %+v", p, got, v.Allowed, v.Why, f.Own[p.Src], f.Own[p.Dst])
 		}
 	}

@@ -83,23 +83,16 @@ func (s *selectors) next() int32 {
 
 // of returns the selector of a peer in a policy of that namespace.
 func (s *selectors) of(namespace string, p *model.PolicyPeer) *selector {
-	out := selector{namespace: namespace}
+	out := selector{namespace: namespace, text: peerText(namespace, p)}
 	if p.Pods != nil {
 		out.pods = *p.Pods
 	}
-	where := "namespace " + namespace
 	if p.Namespaces != nil {
 		out.namespace, out.namespaces = "", *p.Namespaces
-		if where = "namespaces with " + out.namespaces.String(); len(out.namespaces) == 0 {
-			where = "all namespaces"
-		}
 	}
 	key := out.namespace + "\x00" + key(out.namespaces) + "\x00" + key(out.pods)
 	if found := s.known[key]; found != nil {
 		return found
-	}
-	if out.text = "all Pods in " + where; len(out.pods) > 0 {
-		out.text = "Pods " + out.pods.String() + " in " + where
 	}
 	out.attribute = s.next()
 	s.known[key] = &out

@@ -51,6 +51,20 @@ type Verdict struct {
 	Why string
 }
 
+// Words are the reasons for each direction that some policy isolates, or the one reason why none counts.
+func (v Verdict) Words() string {
+	var out []string
+	for _, o := range v.Opinions {
+		if o.Isolated {
+			out = append(out, o.Why)
+		}
+	}
+	if len(out) == 0 {
+		return v.Why
+	}
+	return strings.Join(out, "; ")
+}
+
 // side is what is known of one end of a packet.
 type side struct {
 	addr netip.Addr
@@ -67,7 +81,7 @@ func (j *Judge) Verdict(p Packet) Verdict {
 	}
 	src, dst := j.side(p.Src), j.side(p.Dst)
 	dns := slices.Contains(j.Input.DNS, netip.AddrPortFrom(p.Dst, p.Port)) && (p.Proto == model.TCP || p.Proto == model.UDP)
-	switch node := slices.Contains(j.NodeAddresses, p.Src) || slices.Contains(j.NodeAddresses, p.Dst) || slices.Contains(dnsAddresses(j.Input.DNS), p.Dst); {
+	switch node := j.ownNode(src, dst) || j.ownNode(dst, src) || slices.Contains(dnsAddresses(j.Input.DNS), p.Dst); {
 	case node && !dns:
 		return Verdict{Allowed: true, Why: "a Pod and its own node always reach each other"}
 	case slices.Contains(dnsAddresses(j.Input.DNS), p.Src):
@@ -92,6 +106,18 @@ func (j *Judge) Verdict(p Packet) Verdict {
 		}
 	}
 	return out
+}
+
+// ownNode reports whether one end is an address of the node on which the other one runs.
+func (j *Judge) ownNode(node, pod side) bool {
+	if slices.Contains(j.NodeAddresses, node.addr) && (!j.Everywhere || !pod.is || pod.own) {
+		return true
+	}
+	if !j.Everywhere || pod.pod == nil {
+		return false
+	}
+	n := j.Snapshot.Node(pod.pod.Node)
+	return n != nil && slices.Contains(n.Addresses, node.addr)
 }
 
 // side finds the Pod that has an address: what this node attached counts first.
@@ -238,4 +264,12 @@ func (j *Judge) peerMatches(m *model.PolicyPeer, namespace string, peer side) bo
 		return true
 	}
 	return peer.pod != nil && m.Pods.Matches(peer.pod.Labels)
+}
+
+// Name says who has an address: the Pod, or else the address itself.
+func (j *Judge) Name(addr netip.Addr) string {
+	if s := j.side(addr); s.is {
+		return s.ref.String()
+	}
+	return addr.String()
 }
