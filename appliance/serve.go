@@ -34,6 +34,7 @@ func (d *Daemon) handler() http.Handler {
 	mux.HandleFunc("GET /v1/services", func(w http.ResponseWriter, _ *http.Request) { control.WriteJSON(w, d.Services()) })
 	mux.HandleFunc("GET /v1/policies", d.servePolicies)
 	mux.HandleFunc("GET /v1/drops", d.serveDrops)
+	mux.HandleFunc("GET /v1/services/{namespace}/{name}", d.serveService)
 	mux.HandleFunc("GET /v1/trace", d.serveTrace)
 	mux.HandleFunc("GET /v1/lb", func(w http.ResponseWriter, _ *http.Request) { control.WriteJSON(w, d.LoadBalancers()) })
 	mux.HandleFunc("GET /v1/lb/pools", func(w http.ResponseWriter, _ *http.Request) { control.WriteJSON(w, d.Pools()) })

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -57,6 +58,12 @@ type tracing struct {
 	warnings []string
 }
 
+// A difference counts when it is still there after so many more looks.
+const (
+	lookAgain = 2
+	lookPause = 50 * time.Millisecond
+)
+
 func (d *Daemon) serveTrace(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	t := tracing{
@@ -73,6 +80,15 @@ func (d *Daemon) serveTrace(w http.ResponseWriter, r *http.Request) {
 		t.warnings = append(t.warnings, "role fabric is off on this node: the Pod network of whoever has it is not traced")
 	}
 	answer, err := t.answer(r.Context(), q.Get("from"), q.Get("to"), q.Get("protocol"))
+	for range lookAgain {
+		if err != nil || answer.Agrees {
+			break
+		}
+		// The loop may have changed the kernel between the two looks.
+		<-time.After(lookPause)
+		t.snapshot, t.leases, t.tables = d.snapshot(), d.attacher.Leases(), d.loop.Tables()
+		answer, err = t.answer(r.Context(), q.Get("from"), q.Get("to"), q.Get("protocol"))
+	}
 	if err != nil {
 		control.WriteError(w, http.StatusBadRequest, err)
 		return

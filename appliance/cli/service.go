@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"net/netip"
+	"net/url"
 	"strings"
 	"time"
 
@@ -28,7 +29,7 @@ func serviceCommand() *cli.Command {
 				},
 			},
 			{
-				Name: "show", Usage: "one Service: addresses, endpoints, policy", ArgsUsage: "[NAMESPACE/]NAME",
+				Name: "show", Usage: "one Service: addresses, endpoints, policy, connections, and whether the kernel agrees", ArgsUsage: "[NAMESPACE/]NAME",
 				Flags: []cli.Flag{outputFlag(), runDirFlag()}, OnUsageError: usageError,
 				Action: showService,
 			},
@@ -63,16 +64,18 @@ func showService(c *cli.Context) error {
 	if !ok {
 		namespace, name = "default", namespace
 	}
-	list, err := services(c)
-	if err != nil {
+	var s appliance.ServiceDetail
+	path := "/v1/services/" + url.PathEscape(namespace) + "/" + url.PathEscape(name)
+	if err := control.NewClient(c.String("run-dir")).Get(c.Context, path, &s); err != nil {
 		return err
 	}
-	for _, s := range list {
-		if s.Namespace == namespace && s.Name == name {
-			return show(c, s, func(p *printer) { printService(p, &s) })
-		}
+	if err := show(c, s, func(p *printer) { printService(p, &s) }); err != nil {
+		return err
 	}
-	return fmt.Errorf("this node serves no Service %s/%s (weft service list shows all)", namespace, name)
+	if !s.Agrees {
+		return cli.Exit("", 1)
+	}
+	return nil
 }
 
 func printServices(p *printer, list []appliance.ServiceStatus) {
@@ -105,7 +108,15 @@ func frontend(f *appliance.ServiceFrontend, p *appliance.ServicePort) string {
 	return fmt.Sprintf("%s %s/%s", f.Kind, netip.AddrPortFrom(f.Address, f.Port), p.Protocol)
 }
 
-func printService(p *printer, s *appliance.ServiceStatus) {
+func printService(p *printer, s *appliance.ServiceDetail) {
+	connections := func(port *appliance.ServicePort, e netip.AddrPort) string {
+		for _, c := range s.Connections {
+			if c.Endpoint == e && c.Protocol == port.Protocol {
+				return fmt.Sprintf(", %d connections", c.Count)
+			}
+		}
+		return ""
+	}
 	p.line("%s/%s, %s", s.Namespace, s.Name, s.Type)
 	for _, port := range s.Ports {
 		p.line("")
@@ -122,11 +133,23 @@ func printService(p *printer, s *appliance.ServiceStatus) {
 			p.line("    a client keeps its endpoint for %v after its last connection", time.Duration(port.Affinity)*time.Second)
 		}
 		for _, e := range port.Endpoints {
-			p.line("    -> %s", e)
+			p.line("    -> %s%s", e, connections(&port, e))
 		}
 		for _, e := range port.Local {
-			p.line("    -> %s (policy Local)", e)
+			p.line("    -> %s (policy Local)%s", e, connections(&port, e))
 		}
+	}
+	p.line("")
+	if s.Clients > 0 {
+		p.line("%d clients are remembered", s.Clients)
+	}
+	if s.Agrees {
+		p.line("The kernel %s.", p.paint(green, "agrees"))
+	} else {
+		p.line("The kernel %s:", p.paint(red, "differs"))
+	}
+	for _, d := range s.Differences {
+		p.line("  %s", d)
 	}
 	for _, problem := range s.Problems {
 		p.line("%s %s", p.paint(yellow, "warning:"), problem)

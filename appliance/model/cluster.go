@@ -83,6 +83,14 @@ func (s *Snapshot) Node(name string) *Node {
 	return s.Nodes[name]
 }
 
+// Service returns the Service of that namespace and name, or nil. It may be called on a nil Snapshot.
+func (s *Snapshot) Service(key ServiceKey) *Service {
+	if s == nil {
+		return nil
+	}
+	return s.Services[key]
+}
+
 // Pod returns the Pod of that namespace and name, or nil. It may be called on a nil Snapshot.
 func (s *Snapshot) Pod(key PodKey) *Pod {
 	if s == nil {

@@ -134,6 +134,20 @@ func TestTrace(t *testing.T) {
 	})
 	s.serve(web...)
 
+	s.eventually("weft service show", 10*time.Second, func() error {
+		if _, err := s.get(client.FullName(), vip, 80); err != nil {
+			return err
+		}
+		out, err := s.Output(s.ctx, "node1", "weft", "service", "show", "web")
+		if err == nil && (!strings.Contains(out, "The kernel agrees") || !strings.Contains(out, " connections")) {
+			err = fmt.Errorf("it says %s", out)
+		}
+		return err
+	})
+	if out, err := s.Output(s.ctx, "node1", "weft", "service", "show", "other/none"); err == nil || !strings.Contains(err.Error(), "the cluster has no Service other/none") {
+		t.Errorf("of a Service that there is not: %s, %v", out, err)
+	}
+
 	// Without the daemon: from the store, and against the kernel, which somebody changes now.
 	s.no(s.KillDaemon(s.ctx, "node1", unix.SIGTERM))
 	a := s.trace("node1", "default/client", "default/web:80")

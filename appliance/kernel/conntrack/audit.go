@@ -33,6 +33,18 @@ func (t *Table) FindUDP(ctx context.Context, match func(Seen) bool) ([]Seen, err
 	return out, err
 }
 
+// Each calls f for every connection of the table, of whatever protocol.
+func (t *Table) Each(ctx context.Context, f func(model.Protocol, Seen)) error {
+	_, err := t.find(ctx, []Filter{{}}, func(e *flow) bool {
+		f(model.Protocol(e.orig.proto), Seen{
+			Src: netip.AddrPortFrom(e.orig.src, e.orig.sport), Dst: netip.AddrPortFrom(e.orig.dst, e.orig.dport),
+			Backend: netip.AddrPortFrom(e.reply.src, e.reply.sport), flow: *e,
+		})
+		return false
+	})
+	return err
+}
+
 // Remove forgets connections that were found, unless others have taken their places, and returns how many there were.
 func (t *Table) Remove(ctx context.Context, found []Seen) (int, error) {
 	flows := make([]flow, len(found))
