@@ -27,7 +27,7 @@ func CleanKernel(ctx context.Context, cfg config.Config, version string) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, k.close()) }()
-	none := []ruleset.Table{{Family: ruleset.INet, Name: ruleset.TableName}, {Family: ruleset.INet, Name: ruleset.ServiceTable}}
+	none := []ruleset.Table{{Family: ruleset.INet, Name: ruleset.TableName}, {Family: ruleset.INet, Name: ruleset.ServiceTable}, ruleset.DNS(nil)}
 	for _, t := range ruleset.PolicyShape() {
 		none = append(none, ruleset.Table{Family: t.Family, Name: t.Name})
 	}
@@ -36,6 +36,9 @@ func CleanKernel(ctx context.Context, cfg config.Config, version string) (err er
 	}
 	if _, err := k.ApplyHost(ctx, route.HostNet{}); err != nil {
 		return fmt.Errorf("removing links and routes: %w", err)
+	}
+	if _, err := k.ApplyDNS(ctx, nil); err != nil {
+		return fmt.Errorf("removing the addresses of the DNS server: %w", err)
 	}
 	links, err := k.ListPods(ctx)
 	if err != nil {

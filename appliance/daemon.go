@@ -48,6 +48,7 @@ type Daemon struct {
 	health   healthServers
 	drops    *drops
 	audit    audit
+	dns      *dnsRole // nil without the role
 
 	// newest is the picture of the cluster with this node's own settings laid over it.
 	newest cluster.Holder
@@ -98,6 +99,7 @@ func Run(ctx context.Context, load func() (config.Config, error), version string
 	g.Go(func() error { d.watchDrops(ctx); return nil })
 	g.Go(func() error { d.followPodMTU(ctx); return nil })
 	g.Go(func() error { d.announceAddresses(ctx); return nil })
+	g.Go(func() error { return d.runDNS(ctx) })
 	g.Go(func() error { d.reloadOnHangup(ctx, load); return nil })
 	log.Info("weftd started", zap.String("version", version), zap.String("node", d.cfg.NodeName), zap.String("source", d.source.Status().Kind))
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
@@ -156,6 +158,9 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	}
 	d.lb.announcer = d.newAnnouncer()
 	d.drops = newDrops()
+	if err := d.openDNS(); err != nil {
+		return err
+	}
 	d.metrics = newMetrics(d)
 	d.health = healthServers{log: d.log, servers: map[model.ServiceKey]*healthServer{}}
 	d.prober = d.newProber()

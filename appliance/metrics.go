@@ -48,7 +48,18 @@ func newMetrics(d *Daemon) *metrics {
 	}
 	m.registry.MustRegister(m.calls, m.duration, m.exhausted, m.leaks, m.flows, serviceCollector{d}, d.drops.total, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collector{d})
+	if d.dns != nil {
+		m.registry.MustRegister(d.dns.server.Collector())
+	}
 	return m
+}
+
+// gatherer is everything on /metrics.
+func (d *Daemon) gatherer() prometheus.Gatherer {
+	if d.dns == nil {
+		return d.metrics.registry
+	}
+	return prometheus.Gatherers{d.metrics.registry, d.dns.server.Gatherer()}
 }
 
 func (m *metrics) call(plugin, command string, exit int, took time.Duration) {

@@ -19,7 +19,7 @@ import (
 func (d *Daemon) newSource(ctx context.Context) (cluster.Source, error) {
 	problem := func(text string) { d.log.Warn("ignored in the cluster's objects", zap.String("problem", text)) }
 	lb := d.cfg.Has(config.RoleLB)
-	services, policies := d.cfg.Has(config.RoleServices) || lb, d.cfg.Has(config.RolePolicy)
+	services, policies := d.cfg.Has(config.RoleServices) || d.cfg.Has(config.RoleDNS) || lb, d.cfg.Has(config.RolePolicy)
 	if d.cfg.Manifests != "" {
 		return cluster.NewManifests(cluster.ManifestsOptions{
 			Dir: d.cfg.Manifests, NodeName: d.cfg.NodeName, Services: services, Policies: policies, Pools: lb, OnProblem: problem,

@@ -164,6 +164,7 @@ func (d *Daemon) warnings() []string {
 	}
 	out = append(out, d.lbWarnings()...)
 	out = append(out, d.policyWarnings()...)
+	out = append(out, d.dnsWarnings()...)
 	if d.recovered != "" {
 		out = append(out, "the store was damaged; leases were rebuilt from the kernel: "+d.recovered)
 	}

@@ -24,11 +24,12 @@ const (
 	RoleFabric   Role = "fabric"   // Pod networking: CNI, addresses, routes, tunnel
 	RoleServices Role = "services" // virtual addresses of Services, in the place of kube-proxy
 	RolePolicy   Role = "policy"   // NetworkPolicies of this node's Pods
+	RoleDNS      Role = "dns"      // the cluster's DNS, for this node and its Pods
 	RoleLB       Role = "lb"       // addresses of load balancers: giving them out, and answering for them on the node's segments
 )
 
 // Roles lists every role this build knows, in the order in which they start.
-var Roles = []Role{RoleFabric, RoleServices, RolePolicy, RoleLB}
+var Roles = []Role{RoleFabric, RoleServices, RolePolicy, RoleDNS, RoleLB}
 
 // Config is everything that may be set on one node.
 type Config struct {
@@ -48,6 +49,7 @@ type Config struct {
 	IPAM          IPAM           `yaml:"ipam"`
 	Services      Services       `yaml:"services"`
 	Policy        Policy         `yaml:"policy"`
+	DNS           DNS            `yaml:"dns"`
 	LoadBalancer  LoadBalancer   `yaml:"loadBalancer"`
 	Log           Log            `yaml:"log"`
 
@@ -130,6 +132,7 @@ func Default() Config {
 		Masquerade:   Masquerade{Enabled: true},
 		IPAM:         IPAM{CoolOff: 30 * time.Second, ReconcileInterval: time.Minute},
 		Policy:       Policy{CutFlows: true},
+		DNS:          defaultDNS(),
 		LoadBalancer: LoadBalancer{Default: true},
 		Log:          Log{Level: "info", Format: "auto"},
 		StateDir:     "/var/lib/weft", RunDir: "/run/weft",
@@ -236,6 +239,7 @@ func (c *Config) Validate() error {
 		}
 	}
 	errs = append(errs, c.validatePrefixes()...)
+	errs = append(errs, c.DNS.validate()...)
 	return errors.Join(errs...)
 }
 

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 )
 
@@ -30,6 +32,11 @@ func (l *Lab) Exec(ctx context.Context, target string, argv []string, stdio Stdi
 	m, netns, err := s.target(target)
 	if err != nil {
 		return 0, err
+	}
+	if _, pod := s.pod(target); pod != nil {
+		if m.resolvConf, err = l.resolvConf(pod.Namespace); err != nil {
+			return 0, err
+		}
 	}
 	path := argv[0]
 	if path == "weft" {
@@ -61,6 +68,16 @@ func (l *Lab) Output(ctx context.Context, target string, argv ...string) (string
 		err = fmt.Errorf("%s on %s ended with exit code %d: %s", strings.Join(argv, " "), target, exit, strings.TrimSpace(stderr.String()+stdout.String()))
 	}
 	return stdout.String(), err
+}
+
+// resolvConf writes the resolv.conf of a Pod, as kubelet does for dnsPolicy ClusterFirst, and returns where it is.
+func (l *Lab) resolvConf(namespace string) (string, error) {
+	path := l.path("resolv", namespace)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return "", fmt.Errorf("making the folder of resolv.conf: %w", err)
+	}
+	text := fmt.Sprintf("search %s.svc.cluster.local svc.cluster.local cluster.local\nnameserver %s\noptions ndots:5\n", namespace, ClusterDNS)
+	return path, writeFile(path, []byte(text))
 }
 
 // target finds what a name means.

@@ -135,7 +135,10 @@ func furnish(a holdArgs) error {
 			}
 		}
 	case roleNode:
-		return furnishNode(filepath.Join(a.dir, a.name))
+		if err := furnishNode(filepath.Join(a.dir, a.name)); err != nil {
+			return err
+		}
+		return keepFiles()
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -61,6 +62,12 @@ func (l *Lab) furnishFolders(s *state, name string) error {
 	return l.writeConfig(s, name)
 }
 
+// ClusterDNS and ClusterDNS6 are what Pods of the lab ask, as kubelet would tell them.
+const (
+	ClusterDNS  = "10.96.0.10"
+	ClusterDNS6 = "fd00:10:96::a"
+)
+
 // apiLink is, on a node, the folder in which weftd finds the cluster's objects.
 const apiLink = "/etc/weft/manifests"
 
@@ -84,6 +91,9 @@ func (l *Lab) RestoreAPI(name string) error { return l.reachAPI(name, true) }
 
 func (l *Lab) writeConfig(s *state, name string) error {
 	text := "# written by weft lab\nmanifests: " + apiLink + "\nfabric:\n  mode: " + s.Mode + "\n" + s.Settings
+	if !strings.Contains(s.Settings, "dns:\n") {
+		text += fmt.Sprintf("dns:\n  addresses: [%q, %q]\n", ClusterDNS, ClusterDNS6)
+	}
 	return writeFile(l.path(name, "/etc/weft/weft.yaml"), []byte(text))
 }
 
@@ -129,7 +139,7 @@ func (l *Lab) StartDaemon(ctx context.Context, name string) error {
 	if n.Daemon.Alive() {
 		return fmt.Errorf("weftd runs on %s already (pid %d)", name, n.Daemon.PID)
 	}
-	p, err := l.run(ctx, s, n.machine, program{Argv: []string{s.WeftBin, "weftd"}, Log: l.logPath(name + "-weftd")})
+	p, err := l.run(ctx, s, n.machine, program{Argv: []string{s.WeftBin, "weftd"}, Log: l.logPath(name + "-weftd"), Service: true})
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -197,10 +198,30 @@ func (m machine) enter(netns string) error {
 			return fmt.Errorf("entering the %s namespace: %w", name, err)
 		}
 	}
+	if m.resolvConf != "" {
+		if err := bindResolvConf(m.resolvConf); err != nil {
+			return fmt.Errorf("giving the Pod its resolv.conf: %w", err)
+		}
+	}
 	if netns == "" {
 		return nil
 	}
 	return enterNetNS(netns)
+}
+
+// bindResolvConf lays a file over /etc/resolv.conf, for the calling thread and what it starts alone.
+func bindResolvConf(path string) error {
+	target, err := filepath.EvalSymlinks("/etc/resolv.conf")
+	if err != nil {
+		return err
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	return unix.Mount(path, target, "", unix.MS_BIND, "")
 }
 
 // closeOnExec keeps what this process has inherited, a pipe of the shell that called it, say, from the processes of the lab: they

@@ -25,6 +25,8 @@ type program struct {
 	NetNS string `json:"netns,omitempty"`
 	// Wait returns only when the program has printed that it is ready.
 	Wait bool `json:"wait,omitempty"`
+	// Service programs are given what the one before them has left with the service manager.
+	Service bool `json:"service,omitempty"`
 }
 
 // spawn starts the program and returns its pid in this process namespace. It must run inside the machine: a process that enters
@@ -37,6 +39,21 @@ func (p *program) spawn(ctx context.Context) (int, error) {
 	defer func() { _ = log.Close() }()
 	cmd := exec.Command(p.Argv[0], p.Argv[1:]...)
 	cmd.Dir, cmd.Stderr = "/", log
+	if p.Service {
+		names, files, err := storedFiles(ctx)
+		defer func() {
+			for _, f := range files {
+				_ = f.Close()
+			}
+		}()
+		if err != nil {
+			return 0, err
+		}
+		// The variable must name the process itself, which only that process knows.
+		cmd = exec.Command("/bin/sh", append([]string{"-c", `export LISTEN_PID=$$; exec "$@"`, "sh"}, p.Argv...)...)
+		cmd.Dir, cmd.Stderr, cmd.ExtraFiles = "/", log, files
+		cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notifySocket, fmt.Sprint("LISTEN_FDS=", len(files)), "LISTEN_FDNAMES="+names)
+	}
 	// Its own session, so that an interrupt at the terminal does not reach it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if p.Wait {

@@ -41,6 +41,8 @@ type state struct {
 type machine struct {
 	Name   string  `json:"name"`
 	Holder Process `json:"holder"`
+	// resolvConf lies over that of the machine for what is started there; empty leaves it alone.
+	resolvConf string
 }
 
 // Node is one node of the lab.

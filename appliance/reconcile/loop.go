@@ -3,6 +3,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -95,6 +96,8 @@ type Loop struct {
 	Services *Services
 	// Policies is nil without that role.
 	Policies *Policies
+	// DNS has no addresses without that role; nil leaves alone what is there.
+	DNS *DNS
 
 	trigger chan Trigger
 
@@ -279,6 +282,11 @@ func (l *Loop) apply(ctx context.Context, t Trigger) (state *route.State, change
 		}
 		l.nodes = snap.Nodes
 	}
+	if l.DNS != nil {
+		more, dnsErr := l.DNS.apply(ctx, t.Fabric)
+		changes = append(changes, more...)
+		defer func() { err = errors.Join(err, dnsErr) }() // the rest of the node's network does not depend on it
+	}
 	if t.Rules {
 		l.Rules.Invalidate()
 	}
@@ -386,6 +394,9 @@ func (l *Loop) applyRules(ctx context.Context, cfg route.Config, snap *model.Sna
 			return 0, err
 		}
 		tables = append(slices.Clip(tables), more...)
+	}
+	if l.DNS != nil {
+		tables = append(slices.Clip(tables), l.DNS.tables()...)
 	}
 	n, err := l.Rules.Apply(ctx, tables)
 	if err != nil {

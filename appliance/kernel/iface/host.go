@@ -32,7 +32,7 @@ func (b *Backend) ApplyHost(ctx context.Context, want route.HostNet) (changes []
 	nodeLink := a.nodeLink()
 	tunnel := a.tunnelLink()
 	if nodeLink != 0 {
-		a.nodeAddresses(ctx, nodeLink)
+		a.addresses(ctx, route.NodeLink, nodeLink, want.NodeAddresses)
 	}
 	var stale []*request
 	if tunnel != 0 {
@@ -125,10 +125,15 @@ func (a *hostApply) nodeLink() int {
 	if len(a.want.NodeAddresses) == 0 {
 		return 0
 	}
-	link, err := a.find(route.NodeLink, "bridge")
+	return a.bridge(route.NodeLink)
+}
+
+// bridge makes a bridge without ports and returns its index, or 0.
+func (a *hostApply) bridge(name string) int {
+	link, err := a.find(name, "bridge")
 	if err == nil && link == nil {
 		no := false
-		link, err = a.create(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: route.NodeLink}, MulticastSnooping: &no})
+		link, err = a.create(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}, MulticastSnooping: &no})
 	}
 	if err != nil {
 		a.errs = append(a.errs, err)
@@ -138,10 +143,10 @@ func (a *hostApply) nodeLink() int {
 	return link.Attrs().Index
 }
 
-// nodeAddresses gives NodeLink its addresses and no others.
-func (a *hostApply) nodeAddresses(ctx context.Context, index int) {
+// addresses gives a link these addresses and no others, each as a host prefix.
+func (a *hostApply) addresses(ctx context.Context, name string, index int, want []netip.Addr) {
 	link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}
-	list, err := dump("addresses of "+route.NodeLink, func() ([]netlink.Addr, error) { return a.b.links.AddrList(link, netlink.FAMILY_ALL) })
+	list, err := dump("addresses of "+name, func() ([]netlink.Addr, error) { return a.b.links.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		a.errs = append(a.errs, err)
 		return
@@ -153,25 +158,25 @@ func (a *hostApply) nodeAddresses(ctx context.Context, index int) {
 	var rs []*request
 	var added []netip.Addr
 	wanted := map[netip.Prefix]bool{}
-	for _, addr := range a.want.NodeAddresses {
+	for _, addr := range want {
 		p := host(addr)
 		if wanted[p] = true; !have[p] {
 			added = append(added, addr)
-			rs = append(rs, addressRequest(fmt.Sprintf("adding address %s to %s", p, route.NodeLink), unix.RTM_NEWADDR, index, addr).
-				noting("address %s added to %s", p, route.NodeLink))
+			rs = append(rs, addressRequest(fmt.Sprintf("adding address %s to %s", p, name), unix.RTM_NEWADDR, index, addr).
+				noting("address %s added to %s", p, name))
 		}
 	}
 	for _, h := range list {
 		if p := prefixOf(h.IPNet); !wanted[p] {
-			r := addressRequest(fmt.Sprintf("removing address %s from %s", p, route.NodeLink), unix.RTM_DELADDR, index, p.Addr()).
-				noting("address %s removed from %s", p, route.NodeLink)
+			r := addressRequest(fmt.Sprintf("removing address %s from %s", p, name), unix.RTM_DELADDR, index, p.Addr()).
+				noting("address %s removed from %s", p, name)
 			r.fine = []error{unix.EADDRNOTAVAIL}
 			rs = append(rs, r)
 		}
 	}
 	a.do(rs...)
 	if err := a.b.awaitLocal(ctx, a.b.pods, added); err != nil {
-		a.fail("waiting for the addresses of %s: %w", route.NodeLink, err)
+		a.fail("waiting for the addresses of %s: %w", name, err)
 	}
 }
 

@@ -46,7 +46,7 @@ func isUnderlay(at *netlink.LinkAttrs) bool {
 	return at.Flags&net.FlagUp != 0 && at.Flags&net.FlagLoopback == 0 && !isOwnName(at.Name)
 }
 
-// isOwnName reports whether a name is one of weft's: NodeLink, TunnelLink, or a Pod's link.
+// isOwnName reports whether a name is one of weft's: NodeLink, TunnelLink, DNSLink, or a Pod's link.
 func isOwnName(name string) bool {
-	return name == route.NodeLink || name == route.TunnelLink || isPodLinkName(name) || isLimitName(name)
+	return name == route.NodeLink || name == route.TunnelLink || name == DNSLink || isPodLinkName(name) || isLimitName(name)
 }

@@ -23,6 +23,17 @@ type expectation struct {
 	neighbors  map[netip.Addr]bool
 	forwarding map[forwarding]bool
 	links      map[string]bool
+	dns        map[netip.Prefix]bool // on DNSLink
+}
+
+// setDNS is what the last ApplyDNS wanted.
+func (e *expectation) setDNS(addrs []netip.Addr) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.dns = map[netip.Prefix]bool{}
+	for _, a := range addrs {
+		e.dns[host(a)] = true
+	}
 }
 
 func (e *expectation) set(h route.HostNet) {
@@ -139,7 +150,8 @@ func (v *view) noteLink(e *Event, m *syscall.NetlinkMessage, b *Backend, byUs bo
 		e.Underlay = e.Underlay || now.up || before.up
 		return
 	}
-	mine := now.pod || before.pod || expects(&b.expect, func(x *expectation) map[string]bool { return x.links }, before.name)
+	mine := now.pod || before.pod || before.name == DNSLink ||
+		expects(&b.expect, func(x *expectation) map[string]bool { return x.links }, before.name)
 	if byUs || !known || !mine || now.group == GroupDeleting {
 		return
 	}
@@ -184,8 +196,11 @@ func (v *view) noteAddress(e *Event, m *syscall.NetlinkMessage, b *Backend) {
 		e.Underlay = true
 		return
 	}
-	wanted := expects(&b.expect, func(x *expectation) map[netip.Prefix]bool { return x.addresses }, key.prefix)
-	if link.name == route.NodeLink && wanted != has {
+	of := func(x *expectation) map[netip.Prefix]bool { return x.addresses }
+	if link.name == DNSLink {
+		of = func(x *expectation) map[netip.Prefix]bool { return x.dns }
+	}
+	if wanted := expects(&b.expect, of, key.prefix); (link.name == route.NodeLink || link.name == DNSLink) && wanted != has {
 		what := "deleted"
 		if has {
 			what = "added"

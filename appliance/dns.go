@@ -1,0 +1,294 @@
+package appliance
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"weft.network/weft/appliance/config"
+	"weft.network/weft/appliance/model"
+	"weft.network/weft/appliance/reconcile"
+	"weft.network/weft/embedded/coredns"
+	"weft.network/weft/plugins/clusterdns"
+)
+
+// dnsRole is the cluster's DNS on this node.
+type dnsRole struct {
+	names  *clusterdns.Names
+	server *coredns.Server
+	store  fdStore
+	// kubelet is what Pods of this node are told.
+	kubelet config.Kubelet
+	sockets dnsSockets
+
+	mu       sync.Mutex
+	problems []string
+	// snippetError is what is wrong with the user's part of the Corefile.
+	snippetError string
+	search       []string // of the node
+}
+
+// The pace of the DNS role.
+const (
+	// hold is how long a starting server waits for the cluster to be heard before it answers from the stored picture: queries
+	// wait in the sockets that the process before it has left, and no name that is new since then is denied.
+	hold = time.Second
+	// look is how often resolv.conf and what could not be done are looked at again.
+	look = 2 * time.Second
+)
+
+// openDNS builds the DNS server. Without the role, the loop takes away what an earlier process has put into the kernel.
+func (d *Daemon) openDNS() error {
+	d.loop.DNS = &reconcile.DNS{Link: d.kernel}
+	if !d.cfg.Has(config.RoleDNS) {
+		return nil
+	}
+	r := &dnsRole{}
+	var err error
+	if r.kubelet, err = config.ReadKubelet(d.cfg.DNS.KubeletConfig); err != nil {
+		d.log.Warn("what kubelet tells Pods about the DNS is not known", zap.Error(err))
+	}
+	domain := "cluster.local"
+	for _, s := range []string{r.kubelet.ClusterDomain, d.cfg.DNS.Domain} {
+		if s != "" {
+			domain = s
+		}
+	}
+	if r.names, err = clusterdns.New(domain, d.cfg.DNS.TTL); err != nil {
+		return fmt.Errorf("dns.domain: %w", err)
+	}
+	r.server = coredns.New(coredns.Options{Names: r.names, Log: d.log.Named("dns"), LogEvery: d.cfg.DNS.LogEvery})
+	store, files := openFDStore()
+	r.store = store
+	r.sockets.adopt(files, d.log)
+	d.dns = r
+	d.loop.DNS.Addresses = r.sockets.addresses
+	if d.loop.Policies != nil {
+		d.loop.Policies.DNS = r.sockets.addrPorts
+	}
+	return nil
+}
+
+// runDNS follows the cluster and the node until ctx ends, and lets go of the sockets in good order.
+func (d *Daemon) runDNS(ctx context.Context) error {
+	if d.dns == nil {
+		return nil
+	}
+	defer func() {
+		if err := d.dns.server.Close(context.WithoutCancel(ctx)); err != nil {
+			d.log.Warn("stopping the DNS server", zap.Error(err))
+		}
+	}()
+	holding := time.NewTimer(hold)
+	defer holding.Stop()
+	again := time.NewTicker(look)
+	defer again.Stop()
+	held := true
+	var done coredns.Settings
+	for {
+		snap, changed := d.newest.Watch()
+		if snap != nil && (!snap.Stored || snap.Revision > 0) {
+			d.dns.names.Update(snap)
+		}
+		if snap != nil && !snap.Stored {
+			held = false
+		}
+		d.followDNS(snap, !held, &done)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-again.C:
+		case <-holding.C:
+			held = false
+		}
+	}
+}
+
+// followDNS brings CoreDNS and the sockets to what the cluster and the node ask for.
+func (d *Daemon) followDNS(snap *model.Snapshot, listen bool, done *coredns.Settings) {
+	r := d.dns
+	var problems []string
+	want := d.dnsAddresses(snap)
+	if len(want) == 0 {
+		problems = append(problems, "the cluster has no DNS address: there is no Service kube-dns in kube-system and kubelet names none; set dns.addresses in weft.yaml and clusterDNS for kubelet")
+	}
+	local := d.localDNSAddresses(snap)
+	all := append(slices.Clone(want), local...)
+	r.names.SetServers(all)
+
+	settings, more := d.dnsSettings(snap, all)
+	problems = append(problems, more...)
+	if !reflect.DeepEqual(settings, *done) {
+		*done = settings
+		if err := r.server.Configure(settings); err != nil {
+			d.log.Error("the DNS server goes on as it was before", zap.Error(err))
+			if r.server.Stats().Listening == nil && (len(settings.Override) > 0 || len(settings.Servers) > 0) {
+				// At a start there is nothing before: without the snippets, everything else works.
+				settings.Override, settings.Servers = nil, nil
+				if err := r.server.Configure(settings); err != nil {
+					d.log.Error("setting the DNS server up", zap.Error(err))
+				}
+				r.snippets(err)
+			} else {
+				r.snippets(err)
+			}
+		} else {
+			r.snippets(nil)
+		}
+	}
+	if listen {
+		changes, more := r.sockets.set(all, r.server, r.store)
+		problems = append(problems, more...)
+		if changes {
+			d.loop.Kick(reconcile.Trigger{What: "the DNS server's addresses changed"})
+		}
+	}
+	r.note(problems, d.log)
+}
+
+// snippets keeps what is wrong with the user's part of the Corefile, for as long as it is.
+func (r *dnsRole) snippets(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.snippetError = ""
+	if err != nil {
+		r.snippetError = "the DNS server goes on without a change of its Corefile: " + err.Error()
+	}
+}
+
+// note keeps what a person should know, and logs what is new.
+func (r *dnsRole) note(problems []string, log *zap.Logger) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range problems {
+		if !slices.Contains(r.problems, p) {
+			log.Warn(p)
+		}
+	}
+	r.problems = problems
+}
+
+// dnsWarnings are for the status screen.
+func (d *Daemon) dnsWarnings() []string {
+	if d.dns == nil {
+		return nil
+	}
+	d.dns.mu.Lock()
+	defer d.dns.mu.Unlock()
+	out := slices.Clone(d.dns.problems)
+	if d.dns.snippetError != "" {
+		out = append(out, d.dns.snippetError)
+	}
+	return append(out, d.dns.server.Stats().Warnings...)
+}
+
+// clusterDNS finds the Service by which the cluster's DNS is known: kube-dns, or any other with its label.
+func clusterDNS(snap *model.Snapshot) *model.Service {
+	if snap == nil {
+		return nil
+	}
+	if s := snap.Services[model.ServiceKey{Namespace: clusterdns.ServiceNamespace, Name: clusterdns.ServiceName}]; s != nil {
+		return s
+	}
+	var found *model.Service
+	for key, s := range snap.Services {
+		if key.Namespace == clusterdns.ServiceNamespace && s.Labels["k8s-app"] == clusterdns.ServiceName && len(s.ClusterIPs) > 0 && (found == nil || key.Name < found.Name) {
+			found = s
+		}
+	}
+	return found
+}
+
+// dnsAddresses are those at which Pods look for the cluster's DNS.
+func (d *Daemon) dnsAddresses(snap *model.Snapshot) []netip.Addr {
+	if len(d.cfg.DNS.Addresses) > 0 {
+		return d.cfg.DNS.Addresses
+	}
+	var out []netip.Addr
+	if s := clusterDNS(snap); s != nil {
+		out = slices.Clone(s.ClusterIPs)
+	}
+	for _, a := range d.dns.kubelet.ClusterDNS {
+		// A public resolver is none of ours to stand in for.
+		if (a.IsPrivate() || a.IsLinkLocalUnicast()) && !slices.Contains(out, a) && !ofNode(snap, a) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func ofNode(snap *model.Snapshot, a netip.Addr) bool {
+	if snap != nil {
+		for _, n := range snap.Nodes {
+			if slices.Contains(n.Addresses, a) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// localDNSAddresses are the further ones, of the families that this node has.
+func (d *Daemon) localDNSAddresses(snap *model.Snapshot) (out []netip.Addr) {
+	self := snap.Node(d.cfg.NodeName)
+	if self == nil {
+		return nil
+	}
+	for _, a := range d.cfg.DNS.LocalAddresses {
+		same := func(b netip.Addr) bool { return b.Is4() == a.Is4() }
+		if slices.ContainsFunc(self.Addresses, same) || slices.ContainsFunc(self.PodCIDRs, func(p netip.Prefix) bool { return same(p.Addr()) }) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// dnsSettings are what CoreDNS is set up with.
+func (d *Daemon) dnsSettings(snap *model.Snapshot, own []netip.Addr) (s coredns.Settings, problems []string) {
+	c := &d.cfg.DNS
+	s = coredns.Settings{Domain: d.dns.names.Domain(), TTL: c.TTL, Pods: c.Pods}
+	path := "/etc/resolv.conf"
+	for _, p := range []string{d.dns.kubelet.ResolvConf, c.ResolvConf} {
+		if p != "" {
+			path = p
+		}
+	}
+	up, err := coredns.ReadUpstreams(path, own)
+	d.dns.setSearch(up.Search)
+	for _, u := range c.Upstreams {
+		if ap, err := config.ParseUpstream(u); err == nil {
+			s.Upstreams = append(s.Upstreams, ap)
+		}
+	}
+	if len(s.Upstreams) == 0 {
+		s.Upstreams, problems = up.Servers, up.Skipped
+		switch {
+		case err != nil:
+			problems = append(problems, err.Error()+"; names outside the cluster are not answered: set dns.upstreams in weft.yaml")
+		case len(up.Servers) == 0:
+			problems = append(problems, up.Path+" names no DNS server; names outside the cluster are not answered: set dns.upstreams in weft.yaml")
+		}
+	}
+	add := func(list *[]coredns.Snippet, source, text string) {
+		if strings.TrimSpace(text) != "" {
+			*list = append(*list, coredns.Snippet{Source: source, Text: text})
+		}
+	}
+	add(&s.Override, "weft.yaml dns.override", c.Override)
+	add(&s.Servers, "weft.yaml dns.servers", c.Servers)
+	return s, problems
+}
+
+func (r *dnsRole) setSearch(search []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.search = search
+}
