@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -181,15 +182,18 @@ type Load struct {
 	LongestMillis int64 `json:"longestMillis"`
 	// Error is the first one.
 	Error string `json:"error,omitempty"`
+	// Pods are those that answered, in the order in which they did first. A connection that stays has one.
+	Pods []string `json:"pods,omitempty"`
 }
 
 // load asks for a URL again and again, each time over a new connection and at the same time over one that stays, until standard
 // input ends or the time is over, and prints both Loads. It fails if a request failed.
 //
-//	load [--for 10s] [--pause 2ms] URL
+//	load [--for 10s] [--pause 2ms] [--new-only] URL
 func load(ctx context.Context, flags *flag.FlagSet, args []string, stdin io.Reader, stdout io.Writer) error {
 	limit := flags.Duration("for", 0, "at most so long; 0 waits for standard input to end")
 	pause := flags.Duration("pause", 2*time.Millisecond, "between two requests")
+	newOnly := flags.Bool("new-only", false, "no connection that stays: for servers that end")
 	urls, err := targets(flags, args, "URL")
 	if err != nil {
 		return err
@@ -212,12 +216,14 @@ func load(ctx context.Context, flags *flag.FlagSet, args []string, stdin io.Read
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { out.New = repeat(ctx, url, *pause, true) })
-	wg.Go(func() { out.Kept = repeat(ctx, url, *pause, false) })
+	if !*newOnly {
+		wg.Go(func() { out.Kept = repeat(ctx, url, *pause, false) })
+	}
 	wg.Wait()
 	if err := json.NewEncoder(stdout).Encode(out); err != nil {
 		return err
 	}
-	if out.New.Failed+out.Kept.Failed > 0 || out.New.Requests == 0 || out.Kept.Requests == 0 {
+	if out.New.Failed+out.Kept.Failed > 0 || out.New.Requests == 0 || !*newOnly && out.Kept.Requests == 0 {
 		return errors.New("requests were lost")
 	}
 	return nil
@@ -234,15 +240,15 @@ func repeat(ctx context.Context, url string, pause time.Duration, anew bool) (l 
 	for ctx.Err() == nil {
 		start := time.Now()
 		// Not bound to ctx: a request that is under way when the time is over still counts.
-		err := fetch(client, url)
+		pod, err := fetch(client, url)
 		l.LongestMillis = max(l.LongestMillis, time.Since(start).Milliseconds())
 		if err != nil {
 			l.Failed++
 			if l.Error == "" {
 				l.Error = err.Error()
 			}
-		} else {
-			l.Requests++
+		} else if l.Requests++; !slices.Contains(l.Pods, pod) {
+			l.Pods = append(l.Pods, pod)
 		}
 		select {
 		case <-ctx.Done():
@@ -252,11 +258,14 @@ func repeat(ctx context.Context, url string, pause time.Duration, anew bool) (l 
 	return l
 }
 
-func fetch(client *http.Client, url string) error {
+// fetch returns the Pod that answered.
+func fetch(client *http.Client, url string) (pod string, err error) {
 	resp, err := client.Get(url)
 	if err != nil {
-		return err
+		return "", err
 	}
-	_, err = io.Copy(io.Discard, resp.Body)
-	return errors.Join(err, resp.Body.Close())
+	var a Answer
+	err = json.NewDecoder(resp.Body).Decode(&a)
+	_, _ = io.Copy(io.Discard, resp.Body)
+	return a.Pod, errors.Join(err, resp.Body.Close())
 }

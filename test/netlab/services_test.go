@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -28,6 +29,12 @@ func (s *story) serve(pods ...*lab.Pod) {
 
 // serveSpec is serve with one more line in the spec of the Service.
 func (s *story) serveSpec(line string, pods ...*lab.Pod) {
+	s.t.Helper()
+	s.serveDraining(line, nil, pods...)
+}
+
+// serveDraining is serveSpec with Pods that are about to end: they still serve, and no new connections may go there while others can.
+func (s *story) serveDraining(line string, draining []*lab.Pod, pods ...*lab.Pod) {
 	s.t.Helper()
 	var b strings.Builder
 	fmt.Fprintf(&b, `apiVersion: v1
@@ -55,12 +62,16 @@ addressType: IPv%[1]d
 ports: [{name: http, port: 8080, protocol: TCP}, {name: echo, port: 8081, protocol: UDP}]
 endpoints:
 `, f, time.Now().UTC().Format(time.RFC3339Nano))
-		for _, p := range pods {
+		for _, p := range append(slices.Clone(pods), draining...) {
+			conditions := "ready: true"
+			if slices.Contains(draining, p) {
+				conditions = "ready: false, serving: true, terminating: true"
+			}
 			namespace, name, _ := strings.Cut(p.FullName(), "/")
-			fmt.Fprintf(&b, "- {addresses: [%q], conditions: {ready: true}, nodeName: %s, targetRef: {kind: Pod, namespace: %s, name: %s}}\n",
-				p.Address(f), p.Node, namespace, name)
+			fmt.Fprintf(&b, "- {addresses: [%q], conditions: {%s}, nodeName: %s, targetRef: {kind: Pod, namespace: %s, name: %s}}\n",
+				p.Address(f), conditions, p.Node, namespace, name)
 		}
-		if len(pods) == 0 {
+		if len(pods)+len(draining) == 0 {
 			b.WriteString("  []\n")
 		}
 	}
