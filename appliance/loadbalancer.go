@@ -42,14 +42,19 @@ type laidOut struct {
 }
 
 func (d *Daemon) lbInput(s *model.Snapshot) lb.Input {
-	return lb.Input{
+	in := lb.Input{
 		Pools: s.Pools, Services: s.Services, Namespaces: s.Namespaces, Nodes: s.Nodes, NoDefault: !d.cfg.LoadBalancer.Default,
 	}
+	if d.cfg.Has(config.RolePolicy) { // otherwise the Pods are those of this node only
+		in.Pods = s.Pods
+	}
+	return in
 }
 
 // sameInput reports whether two inputs are made of the same maps: a map that is shared by two Snapshots is the same.
 func sameInput(a, b lb.Input) bool {
-	return sameMap(a.Pools, b.Pools) && sameMap(a.Services, b.Services) && sameMap(a.Namespaces, b.Namespaces) && maps.Equal(a.Nodes, b.Nodes)
+	return sameMap(a.Pools, b.Pools) && sameMap(a.Services, b.Services) && sameMap(a.Namespaces, b.Namespaces) && maps.Equal(a.Nodes, b.Nodes) &&
+		lb.ServiceLB(a.Pods) == lb.ServiceLB(b.Pods)
 }
 
 func sameMap[K comparable, V any](a, b map[K]V) bool {

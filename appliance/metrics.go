@@ -47,7 +47,7 @@ func newMetrics(d *Daemon) *metrics {
 		m.registry.MustRegister(d.loop.Services.Metrics.Collectors()...)
 	}
 	m.registry.MustRegister(m.calls, m.duration, m.exhausted, m.leaks, m.flows, serviceCollector{d}, d.drops.total, collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collector{d})
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collector{d}, lbCollector{d})
 	if d.dns != nil {
 		m.registry.MustRegister(d.dns.server.Collector())
 	}

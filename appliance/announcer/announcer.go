@@ -62,6 +62,8 @@ const Failed announce.Kind = 255
 type View struct {
 	Links         []route.UnderlayLink
 	Announcements []lb.Announcement
+	// Passive makes this node give up everything: its administrator drains it.
+	Passive bool
 }
 
 // Status is one address on one link.
@@ -167,7 +169,7 @@ func (a *Announcer) align(ctx context.Context, work *sync.WaitGroup) {
 			s = a.start(ctx, name, work)
 			a.segments[name] = s
 		}
-		s.tell(list)
+		s.tell(wants{list, a.view.Passive})
 	}
 }
 
@@ -175,7 +177,7 @@ func (a *Announcer) align(ctx context.Context, work *sync.WaitGroup) {
 func (a *Announcer) start(ctx context.Context, name string, work *sync.WaitGroup) *segment {
 	port, err := a.o.Open(name)
 	ctx, cancel := context.WithCancel(ctx)
-	s := &segment{a: a, name: name, port: port, cancel: cancel, wants: make(chan []announce.Candidate, 1), opened: time.Now()}
+	s := &segment{a: a, name: name, port: port, cancel: cancel, wants: make(chan wants, 1), opened: time.Now()}
 	if err != nil {
 		s.port, s.err = nil, err
 		if a.told[name] != err.Error() { // once, however often it is tried

@@ -18,7 +18,7 @@ type segment struct {
 	err    error
 	opened time.Time
 	cancel context.CancelFunc
-	wants  chan []announce.Candidate
+	wants  chan wants
 	// watched are all candidates; only run uses them.
 	watched []netip.Addr
 
@@ -27,13 +27,19 @@ type segment struct {
 	stopped  bool
 }
 
+// wants is what the segment is told.
+type wants struct {
+	list    []announce.Candidate
+	passive bool
+}
+
 // tell passes the newest candidates on; only the newest count.
-func (s *segment) tell(list []announce.Candidate) {
+func (s *segment) tell(w wants) {
 	select {
 	case <-s.wants:
 	default:
 	}
-	s.wants <- list
+	s.wants <- w
 }
 
 // outdated reports whether the link must be opened anew.
@@ -66,12 +72,14 @@ func (s *segment) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case list := <-s.wants:
+		case w := <-s.wants:
 			s.watched = s.watched[:0:0]
-			for _, c := range list {
+			for _, c := range w.list {
 				s.watched = append(s.watched, c.Addr)
 			}
-			actions, changed = s.with(func(e *announce.Election, now int64) []announce.Action { return e.Want(now, list) }), true
+			actions, changed = s.with(func(e *announce.Election, now int64) []announce.Action {
+				return append(e.SetPassive(now, w.passive), e.Want(now, w.list)...)
+			}), true
 		case heard, ok := <-s.port.Events():
 			if !ok {
 				return

@@ -183,6 +183,35 @@ prove "a Service's address leads to both Pods, and they see the client's own add
 from_outside() { weft lab exec outside -- weft lab-pod get "http://172.30.1.11:30080/" >/dev/null; }
 prove "its node port answers a host outside of the cluster" from_outside
 
+say "An address for a load balancer: the router, a host of the nodes' segment, asks for it by ARP"
+cat > "/run/weft-lab/$WEFT_LAB/manifests/pool.yaml" <<YAML
+apiVersion: weft.network/v1alpha1
+kind: LoadBalancerPool
+metadata: {name: edge}
+spec: {addresses: [172.30.1.200-172.30.1.219]}
+YAML
+sed -i 's/type: NodePort/type: LoadBalancer/' "/run/weft-lab/$WEFT_LAB/manifests/web.yaml"
+owner_of() { weft lab exec node1 -- weft lb list -o json | jq -re '.[0].addresses[0].l2[0].node // empty'; }
+for _ in $(seq 100); do owner_of >/dev/null && break; sleep 0.1; done
+show "weft lab exec node1 -- weft lb why web"
+owner=$(owner_of)
+vip=$(weft lab exec node1 -- weft lb list -o json | jq -r '.[0].addresses[0].address')
+show "weft lab exec router -- weft lab-pod get http://$vip/"
+prove "a host on the segment reaches the address that $owner answers for" test "$rc" = 0
+other=node1
+[ "$owner" != node1 ] || other=node3
+show "weft lab daemon kill $owner"
+printf '%s$ %s%s\n' "$bold" "weft lab exec $other -- weft lb list     # until another node answers" "$plain"
+began=$(date +%s%N)
+for _ in $(seq 100); do weft lab exec $other -- weft lb list -o json | jq -e --arg other $other '.[0].addresses[0].l2[0].node == $other' >/dev/null && break; sleep 0.05; done
+took=$((($(date +%s%N) - began) / 1000000))
+show "weft lab exec $other -- weft lb list"
+weft lab exec router -- ip neigh flush to "$vip" 2>/dev/null
+show "weft lab exec router -- weft lab-pod get http://$vip/"
+taken_over() { [ "$rc" = 0 ] && weft lab exec $other -- weft lb list -o json | jq -e --arg other $other '.[0].addresses[0].l2[0].node == $other' >/dev/null; }
+prove "its daemon is gone: $other answers instead, $took ms later" taken_over
+show "weft lab daemon start $owner"
+
 say "The daemons are killed on both ends of a conversation"
 printf '%s$ %s%s\n' "$bold" "weft lab exec web1 -- weft lab-pod load http://$target:8080/ &" "$plain"
 mkfifo "$scratch/stop"

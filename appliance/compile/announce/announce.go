@@ -52,6 +52,9 @@ const (
 	insistInterval = 500
 	// refreshInterval is when a held address is announced again, for hosts that heard of another place and missed the correction.
 	refreshInterval = 30_000
+	// rivalPatience is how long a node waits for one of higher rank to take an address. That one may know of no link for it, or
+	// be told something else by the cluster.
+	rivalPatience = 3_000
 	// yieldGrace is how long a node that may no longer have an address goes on answering until its heir is heard, and yieldTold
 	// how long it tells that it does not want it.
 	yieldGrace = 1_000
@@ -116,11 +119,15 @@ type peer struct {
 	heard    int64
 	dead     int64 // silence that kills it
 	starting bool
+	passive  bool
 	claims   map[netip.Addr]int64 // since when
 	yields   map[netip.Addr]bool
-	seq      uint32
-	parts    int
-	gathered Hello
+	// waited is since when it is expected to take an address, reluctant are those that it did not take in time.
+	waited    map[netip.Addr]int64
+	reluctant map[netip.Addr]bool
+	seq       uint32
+	parts     int
+	gathered  Hello
 }
 
 // address is what is known of a candidate.
@@ -156,6 +163,7 @@ type Election struct {
 	resumed   map[netip.Addr]bool
 	began     int64
 	started   bool
+	passive   bool
 	ticked    int64
 	said      int64
 	urgent    bool
@@ -222,6 +230,15 @@ func (e *Election) Want(now int64, list []Candidate) []Action {
 			delete(e.addresses, addr)
 		}
 	}
+	return e.Tick(now)
+}
+
+// SetPassive makes this node give up everything and take nothing, or takes that back.
+func (e *Election) SetPassive(now int64, passive bool) []Action {
+	if e.passive == passive {
+		return nil
+	}
+	e.passive, e.urgent = passive, true
 	return e.Tick(now)
 }
 

@@ -132,6 +132,60 @@ func TestDrained(t *testing.T) {
 	}
 }
 
+// TestPassive: a node that its administrator drains by hand hands over, and is not waited for, however long it stays that way.
+func TestPassive(t *testing.T) {
+	list := addrs(30)
+	s, names := cluster(t, 12, 3, list)
+	before := s.sole(list...)
+	s.do(s.nodes["node2"], s.nodes["node2"].e.SetPassive(s.now, true))
+	s.run(500)
+	for a, owner := range s.sole(list...) {
+		if owner == "node2" {
+			t.Errorf("node2 still has %s", a)
+		}
+	}
+	s.run(60_000)
+	delete(s.nodes, "node1")
+	s.run(goal)
+	for a, owner := range s.sole(list...) {
+		if owner != "node3" {
+			t.Errorf("%s is at %s", a, owner)
+		}
+	}
+	s.start("node1", candidates(list, names...))
+	s.do(s.nodes["node2"], s.nodes["node2"].e.SetPassive(s.now, false))
+	s.run(3000)
+	if now := s.sole(list...); !reflect.DeepEqual(now, before) {
+		t.Errorf("%v became %v", before, now)
+	}
+}
+
+// TestReluctant: a node that may have the addresses and does not take them, since it has no link for them, is not waited for forever.
+func TestReluctant(t *testing.T) {
+	list := addrs(30)
+	s := newSim(t, 13)
+	names := []string{"node1", "node2", "node3"}
+	s.start("node1", candidates(list, names...))
+	s.start("node2", nil)
+	s.start("node3", candidates(list, names...))
+	s.run(2*goal + rivalPatience)
+	for a, owner := range s.sole(list...) {
+		if owner == "node2" {
+			t.Errorf("node2 has %s", a)
+		}
+	}
+	delete(s.nodes, "node1")
+	s.run(goal)
+	s.sole(list...)
+	s.do(s.nodes["node2"], s.nodes["node2"].e.Want(s.now, candidates(list, names...)))
+	s.run(1000)
+	for a, owner := range s.sole(list...) {
+		if higher("node2", "node3", a) != (owner == "node2") {
+			t.Errorf("%s is at %s", a, owner)
+		}
+	}
+}
+
 // TestDifferentViews: nodes that believe different things of who may have an address do not fight.
 func TestDifferentViews(t *testing.T) {
 	list := addrs(20)

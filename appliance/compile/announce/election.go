@@ -23,8 +23,12 @@ func (e *Election) Hear(now int64, h Hello, from model.MAC) []Action {
 	p := e.peers[h.Node]
 	if p == nil {
 		p = &peer{claims: map[netip.Addr]int64{}, yields: map[netip.Addr]bool{}}
+		p.forgive()
 		e.peers[h.Node] = p
 		e.urgent = true // so that a new one need not wait to know us
+	}
+	if p.boot != h.Boot || !e.alive(p, now) {
+		p.forgive()
 	}
 	if p.boot != h.Boot || p.parts == 0 || p.seq != h.Seq {
 		p.boot, p.seq, p.parts, p.gathered = h.Boot, h.Seq, int(h.Parts), Hello{}
@@ -32,7 +36,7 @@ func (e *Election) Hear(now int64, h Hello, from model.MAC) []Action {
 	if !e.alive(p, now) {
 		clear(p.yields) // what it gave up before is no news of what happened since
 	}
-	p.mac, p.heard, p.starting = from, now, h.Starting
+	p.mac, p.heard, p.starting, p.passive = from, now, h.Starting, h.Passive
 	p.dead = deadAfter * int64(max(h.Interval, 1))
 	p.gathered.Claims = append(p.gathered.Claims, h.Claims...)
 	p.gathered.Yields = append(p.gathered.Yields, h.Yields...)
@@ -45,6 +49,8 @@ func (e *Election) Hear(now int64, h Hello, from model.MAC) []Action {
 		if since, ok := p.claims[addr]; ok {
 			claims[addr] = since
 		}
+		delete(p.waited, addr)
+		delete(p.reluctant, addr)
 	}
 	yields := make(map[netip.Addr]bool, len(p.gathered.Yields))
 	for _, addr := range p.gathered.Yields {
@@ -59,6 +65,9 @@ func (e *Election) Hear(now int64, h Hello, from model.MAC) []Action {
 	e.rivals(now, h.Node, p)
 	return e.Tick(now)
 }
+
+// forgive forgets what a node did not do in another life.
+func (p *peer) forgive() { p.waited, p.reluctant = map[netip.Addr]int64{}, map[netip.Addr]bool{} }
 
 // rivals settles, for each address that a peer claims and this node holds, who keeps it.
 func (e *Election) rivals(now int64, name string, p *peer) {
@@ -197,7 +206,7 @@ func (e *Election) knowsAll(now int64) bool {
 
 // decide moves one address on.
 func (e *Election) decide(now int64, addr netip.Addr, a *address) {
-	entitled := slices.Contains(a.nodes, e.s.Node)
+	entitled := !e.passive && slices.Contains(a.nodes, e.s.Node)
 	switch {
 	case a.held && !entitled:
 		e.yield(now, addr, a)
@@ -253,12 +262,27 @@ func (e *Election) other(now int64, addr netip.Addr, a *address) bool {
 		if !e.alive(p, now) || p.yields[addr] || !higher(name, e.s.Node, addr) {
 			continue
 		}
-		_, claims := p.claims[addr]
-		if claims || !p.starting && slices.Contains(a.nodes, name) {
+		if _, claims := p.claims[addr]; claims {
+			return true
+		}
+		if !p.starting && !p.passive && slices.Contains(a.nodes, name) && p.expected(now, addr) {
 			return true
 		}
 	}
 	return false
+}
+
+// expected reports whether a peer may still be about to take an address that is its to take.
+func (p *peer) expected(now int64, addr netip.Addr) bool {
+	if p.reluctant[addr] {
+		return false
+	}
+	since, waited := p.waited[addr]
+	if !waited {
+		since, p.waited[addr] = now, now
+	}
+	p.reluctant[addr] = now-since >= rivalPatience
+	return !p.reluctant[addr]
 }
 
 // before names the peer that claimed the address last. Then it is the cluster's, and asking who uses it would only cost time.
@@ -308,7 +332,7 @@ func (e *Election) hello(now int64) {
 		}
 	}
 	all := Hello{
-		Cluster: e.s.Cluster, Boot: e.s.Boot, Node: e.s.Node, Seq: e.seq, Interval: uint16(min(e.interval(), 60_000)), Starting: !e.started,
+		Cluster: e.s.Cluster, Boot: e.s.Boot, Node: e.s.Node, Seq: e.seq, Interval: uint16(min(e.interval(), 60_000)), Starting: !e.started, Passive: e.passive,
 	}
 	for _, h := range split(all, claims, yields) {
 		e.out = append(e.out, Action{Kind: SayHello, Hello: h})

@@ -18,6 +18,8 @@ type Hello struct {
 	Interval uint16
 	// Starting is true while the node listens and takes no addresses yet.
 	Starting bool
+	// Passive is true while it takes none at all.
+	Passive bool
 	// Claims are the addresses that it answers for, Yields those that it has just given up and does not want.
 	Claims, Yields []netip.Addr
 }
@@ -25,11 +27,12 @@ type Hello struct {
 // The form on the wire: magic, version, flags, parts, length of the name, interval, sequence, boot, cluster, name, number of
 // claims and of yields, and the addresses, each with its length before it. Numbers are in network order.
 const (
-	magic      = "weft"
-	version    = 1
-	headLen    = 4 + 1 + 1 + 1 + 1 + 2 + 4 + 8 + 8
-	maxName    = 253
-	flagStarts = 1
+	magic       = "weft"
+	version     = 1
+	headLen     = 4 + 1 + 1 + 1 + 1 + 2 + 4 + 8 + 8
+	maxName     = 253
+	flagStarts  = 1
+	flagPassive = 2
 	// perPart addresses of 17 bytes and the longest name fit the smallest link that IPv6 may use (1,280 bytes).
 	perPart = 56
 )
@@ -46,6 +49,9 @@ func (h Hello) MarshalBinary() ([]byte, error) {
 	var flags byte
 	if h.Starting {
 		flags |= flagStarts
+	}
+	if h.Passive {
+		flags |= flagPassive
 	}
 	b = append(b, version, flags, h.Parts, byte(len(h.Node)))
 	b = binary.BigEndian.AppendUint16(b, h.Interval)
@@ -69,7 +75,7 @@ func ParseHello(b []byte) (Hello, error) {
 		return Hello{}, errHello
 	}
 	h := Hello{
-		Starting: b[5]&flagStarts != 0, Parts: b[6], Interval: binary.BigEndian.Uint16(b[8:]), Seq: binary.BigEndian.Uint32(b[10:]),
+		Starting: b[5]&flagStarts != 0, Passive: b[5]&flagPassive != 0, Parts: b[6], Interval: binary.BigEndian.Uint16(b[8:]), Seq: binary.BigEndian.Uint32(b[10:]),
 		Boot: binary.BigEndian.Uint64(b[14:]), Cluster: binary.BigEndian.Uint64(b[22:]),
 	}
 	name := int(b[7])

@@ -15,10 +15,12 @@ type allocator struct {
 	pools []*pool // the first to try first
 	// tenants are the Services that have an address.
 	tenants map[netip.Addr][]*claim
+	// serviceLB is a Pod of k3s' ServiceLB, if that runs.
+	serviceLB string
 }
 
 func newAllocator(in Input) *allocator {
-	return &allocator{in: in, pools: newPools(in), tenants: map[netip.Addr][]*claim{}}
+	return &allocator{in: in, pools: newPools(in), tenants: map[netip.Addr][]*claim{}, serviceLB: ServiceLB(in.Pods)}
 }
 
 // claim is one Service on its way to its addresses.
@@ -57,12 +59,7 @@ func (a *allocator) newClaim(s *model.Service) *claim {
 // keep lets a Service have what it had, unless it asks for something else.
 func (a *allocator) keep(c *claim) {
 	had, ours := a.had(c.svc)
-	if len(had) == 0 {
-		return
-	}
-	if !ours && c.svc.LoadBalancerClass == "" && !slices.ContainsFunc(had, func(addr netip.Addr) bool { return a.poolOf(addr) != nil }) {
-		c.foreign = fmt.Sprintf("another load balancer gave it %s, so weft leaves it alone: take that one away (k3s: --disable=servicelb), "+
-			"or set spec.loadBalancerClass to %s", join(had), Class)
+	if c.foreign = a.foreign(c.svc, had, ours); c.foreign != "" || len(had) == 0 {
 		return
 	}
 	for i := range c.parts {
@@ -73,6 +70,38 @@ func (a *allocator) keep(c *claim) {
 			}
 		}
 	}
+}
+
+// foreign says why somebody else looks after a Service, or nothing.
+func (a *allocator) foreign(s *model.Service, had []netip.Addr, ours bool) string {
+	switch {
+	case s.LoadBalancerClass != "":
+		return ""
+	case a.serviceLB != "":
+		return fmt.Sprintf("the ServiceLB of k3s runs (Pod %s) and takes Services without a class, so weft leaves them to it: start the k3s servers "+
+			"with --disable=servicelb, or set spec.loadBalancerClass to %s", a.serviceLB, Class)
+	case ours, len(had) == 0, slices.ContainsFunc(had, func(addr netip.Addr) bool { return a.poolOf(addr) != nil }):
+		return ""
+	case a.in.Pods != nil && !slices.ContainsFunc(had, func(addr netip.Addr) bool { return !a.isNodeAddress(addr) }):
+		return "" // what a ServiceLB left behind that is gone
+	}
+	return fmt.Sprintf("another load balancer gave it %s, so weft leaves it alone: take that one away (k3s: --disable=servicelb), "+
+		"or set spec.loadBalancerClass to %s", join(had), Class)
+}
+
+// serviceLBLabel is on the Pods of k3s' ServiceLB.
+const serviceLBLabel = "svccontroller.k3s.cattle.io/svcname"
+
+// ServiceLB names a Pod of k3s' ServiceLB, or nothing.
+func ServiceLB(pods map[model.PodKey]*model.Pod) string {
+	found := ""
+	for key, p := range pods {
+		name := key.Namespace + "/" + key.Name
+		if p.Labels[serviceLBLabel] != "" && !p.Completed && (found == "" || name < found) {
+			found = name
+		}
+	}
+	return found
 }
 
 // had returns the addresses that the Service has, and whether weft gave them.

@@ -20,6 +20,8 @@ type Input struct {
 	Nodes      map[string]*model.Node
 	// NoDefault leaves Services without a loadBalancerClass to somebody else.
 	NoDefault bool
+	// Pods are those of the whole cluster, or nil where they are not known: they show whether the ServiceLB of k3s runs.
+	Pods map[model.PodKey]*model.Pod
 	// Spread gives each Service a place that follows from its name instead of the first free one. Where nobody keeps what was
 	// given before, every node comes to the same outcome all the same, and a Service that comes or goes moves few others.
 	Spread bool
