@@ -233,6 +233,45 @@ taken_over() { [ "$rc" = 0 ] && weft lab exec $other -- weft lb list -o json | j
 prove "its daemon is gone: $other answers instead, $took ms later" taken_over
 show "weft lab daemon start $owner"
 
+say "Default deny, then allow"
+policies() { cat > "/run/weft-lab/$WEFT_LAB/manifests/policies.yaml"; }
+asks() { weft lab exec "$1" -- weft lab-pod get --timeout 400ms "http://$(address web1 1):8080/" >/dev/null 2>&1; }
+asks neighbour && asks web2 && opened=yes
+policies <<YAML
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: default-deny, namespace: default}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+YAML
+for _ in $(seq 50); do asks neighbour || break; sleep 0.1; done
+denied() { [ "$opened" = yes ] && ! asks neighbour && ! asks web2 && weft lab exec node1 -- weft lab-pod get "http://$(address web1 1):8080/" >/dev/null; }
+prove "a default-deny policy stops every Pod, and not the Pod's own node" denied
+show "weft lab exec node1 -- weft observe --drops --once"
+why=$out
+show "weft lab exec node1 -- weft trace default/neighbour default/web1:8080"
+explained() { grep -q 'dropped ingress: default/neighbour -> default/web1 tcp/8080: .*isolated for ingress by default/default-deny' <<<"$why" && grep -q 'policy: .*isolated for ingress by default/default-deny' <<<"$out"; }
+prove "the drop record and the trace name the Pods, the policy and the reason" explained
+policies <<YAML
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: default-deny, namespace: default}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: allow-web2, namespace: default}
+spec:
+  podSelector: {}
+  ingress: [{from: [{ipBlock: {cidr: $(address web2 1)/32}}], ports: [{port: 8080}]}]
+YAML
+for _ in $(seq 50); do asks web2 && break; sleep 0.1; done
+show "weft lab exec node1 -- weft policy show web1"
+show "weft lab exec node1 -- nft list set ip weft_policy in_cidr"
+allowed() { asks web2 && ! asks neighbour; }
+prove "one more policy lets web2 in, and nobody else" allowed
+: | policies
+for _ in $(seq 50); do asks neighbour && break; sleep 0.1; done
+
 say "The daemons are killed on both ends of a conversation"
 printf '%s$ %s%s\n' "$bold" "weft lab exec web1 -- weft lab-pod load http://$target:8080/ &" "$plain"
 mkfifo "$scratch/stop"
