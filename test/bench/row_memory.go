@@ -46,9 +46,19 @@ func runMemory(ctx context.Context, lab *Lab) ([]Result, error) {
 // memory reads what the daemon has resident, after a while without work.
 func (w *Weftd) memory(ctx context.Context, settle time.Duration, when string) (Result, error) {
 	pause(ctx, settle)
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", w.cmd.Process.Pid))
+	kib, err := memoryOf(w.cmd.Process.Pid)
 	if err != nil {
-		return Result{}, fmt.Errorf("reading the memory of weftd: %w", err)
+		return Result{}, err
+	}
+	return alone("weftd, resident, "+when, "MB", []float64{kib["VmRSS"] / mega}, noBudget).
+		note("%.0f MB of it its own, the rest pages of the file; peak %.0f MB", kib["RssAnon"]/mega, kib["VmHWM"]/mega), nil
+}
+
+// memoryOf reads what a process has resident, in KiB by the names of proc_pid_status(5).
+func memoryOf(pid int) (map[string]float64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return nil, fmt.Errorf("reading the memory of process %d: %w", pid, err)
 	}
 	kib := map[string]float64{}
 	for line := range strings.Lines(string(text)) {
@@ -58,10 +68,9 @@ func (w *Weftd) memory(ctx context.Context, settle time.Duration, when string) (
 		}
 	}
 	if kib["VmRSS"] == 0 {
-		return Result{}, fmt.Errorf("weftd has ended:\n%s", w.logTail())
+		return nil, fmt.Errorf("process %d has ended", pid)
 	}
-	return alone("weftd, resident, "+when, "MB", []float64{kib["VmRSS"] / mega}, noBudget).
-		note("%.0f MB of it its own, the rest pages of the file; peak %.0f MB", kib["RssAnon"]/mega, kib["VmHWM"]/mega), nil
+	return kib, nil
 }
 
 // processorTime is what the daemon's threads have used so far.
