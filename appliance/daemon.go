@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -64,12 +65,19 @@ type Daemon struct {
 	told          string // why the node is not ready, as was logged last; only afterRound uses it
 }
 
+// gcPercent is how much may be allocated before the next collection, in percent of what is in use.
+const gcPercent = 50
+
 // Run is weftd: it takes the store, adopts what the kernel holds, and works until ctx ends. The data path stays as it is
 // when Run returns. load reads the settings, now and again at each SIGHUP.
 func Run(ctx context.Context, load func() (config.Config, error), version string, log *zap.Logger) (err error) {
 	cfg, err := load()
 	if err != nil {
 		return err
+	}
+	if os.Getenv("GOGC") == "" {
+		// A node has little memory to spare, and little garbage comes: some 7 of 48 MB less with 5,000 Pods.
+		debug.SetGCPercent(gcPercent)
 	}
 	cluster.RouteLogs(func(line string) { log.Debug(line) })
 	d := &Daemon{cfg: cfg, version: version, log: log, started: time.Now(), save: make(chan *model.Snapshot, 1)}
