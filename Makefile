@@ -11,7 +11,7 @@ TESTED  := ./... a.weft/early
 FUZZTIME ?= 20s
 
 # Debian's names of what tests, demo and the test cluster run.
-PACKAGES := conntrack containerd containernetworking-plugins curl debootstrap ethtool gcc git iperf3 iproute2 iputils-arping iputils-ping \
+PACKAGES := bird2 conntrack containerd containernetworking-plugins curl debootstrap ethtool frr gcc git iperf3 iproute2 iputils-arping iputils-ping \
 	jq libc6-dev ndisc6 nftables procps runc socat tcpdump util-linux
 
 .DEFAULT_GOAL := help
@@ -31,8 +31,10 @@ deps: ## install the Debian packages that tests and demo run, if any is missing
 	@missing=; for p in $(PACKAGES); do \
 		[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null || true)" = installed ] || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \
-		echo "installing$$missing"; export DEBIAN_FRONTEND=noninteractive; \
-		apt-get update -q && apt-get install -q -y --no-install-recommends $$missing; fi
+		echo "installing$$missing, without starting their services"; export DEBIAN_FRONTEND=noninteractive; policy=/usr/sbin/policy-rc.d; \
+		[ -e $$policy ] || { printf '#!/bin/sh\nexit 101\n' >$$policy; chmod 755 $$policy; trap "rm -f $$policy" EXIT; }; \
+		apt-get update -q && apt-get install -q -y --no-install-recommends $$missing; \
+		for s in bird frr; do case "$$missing" in *$$s*) [ ! -d /run/systemd/system ] || systemctl disable -q $$s.service;; esac; done; fi
 
 test: deps ## every Go test with the race detector, as root; a test that skips fails
 	@[ "$$(id -u)" = 0 ] || { echo "make test needs root for the kernel tests: sudo make test, or make test-pure" >&2; exit 1; }

@@ -45,6 +45,7 @@ type Daemon struct {
 	source   cluster.Source
 	prober   *prober.Prober
 	metrics  *metrics
+	bgp      *bgp // nil without that role
 	lb       loadBalancers
 	health   healthServers
 	drops    *drops
@@ -108,6 +109,7 @@ func Run(ctx context.Context, load func() (config.Config, error), version string
 	g.Go(func() error { d.followPodMTU(ctx); return nil })
 	g.Go(func() error { d.announceAddresses(ctx); return nil })
 	g.Go(func() error { return d.runDNS(ctx) })
+	g.Go(func() error { d.runBGP(ctx); return nil })
 	g.Go(func() error { d.reloadOnHangup(ctx, load); return nil })
 	log.Info("weftd started", zap.String("version", version), zap.String("node", d.cfg.NodeName), zap.String("source", d.source.Status().Kind))
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
@@ -168,6 +170,12 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	d.drops = newDrops()
 	if err := d.openDNS(); err != nil {
 		return err
+	}
+	if d.cfg.Has(config.RoleBGP) {
+		if d.bgp, err = d.newBGP(); err != nil {
+			return err
+		}
+		d.loop.Inputs.Learned = d.bgp.routes
 	}
 	d.metrics = newMetrics(d)
 	d.health = healthServers{log: d.log, servers: map[model.ServiceKey]*healthServer{}}

@@ -94,6 +94,7 @@ func (collector) Describe(ch chan<- *prometheus.Desc) {
 	} {
 		ch <- desc
 	}
+	describeBGP(ch)
 }
 
 func (c collector) Collect(ch chan<- prometheus.Metric) {
@@ -112,6 +113,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descAddresses, float64(s.IPAM.Cooling), "cooling")
 	gauge(descLeases, float64(s.Store.Leases))
 	gauge(descWarnings, float64(len(s.Warnings)))
+	if s.BGP != nil {
+		collectBGP(ch, s.BGP)
+	}
 	loop := c.d.loop.Status()
 	gauge(descMissing, float64(len(c.d.loop.Missing)))
 	count(descRounds, loop.Rounds)

@@ -37,8 +37,12 @@ func (d *Daemon) reload(cfg config.Config) {
 	cfg.NodeName = d.cfg.NodeName
 	live := d.cfg
 	live.Fabric.Mode, live.Fabric.MTU, live.Fabric.VXLAN, live.Masquerade = cfg.Fabric.Mode, cfg.Fabric.MTU, cfg.Fabric.VXLAN, cfg.Masquerade
+	live.BGP = cfg.BGP
 	if !reflect.DeepEqual(live, cfg) {
-		d.log.Warn("some of the changed settings need a restart of weftd; fabric.mode, fabric.mtu, fabric.vxlan and masquerade were taken")
+		d.log.Warn("some of the changed settings need a restart of weftd; fabric.mode, fabric.mtu, fabric.vxlan, masquerade and bgp were taken")
+	}
+	if d.bgp != nil {
+		d.bgp.configure(cfg.BGP)
 	}
 	d.loop.Configure(routeConfig(&cfg))
 }

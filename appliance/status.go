@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -17,24 +18,15 @@ import (
 
 // Status is the answer to GET /v1/status: one screen about this node.
 type Status struct {
-	Node     NodeStatus   `json:"node"`
-	Source   SourceStatus `json:"source"`
-	Store    StoreStatus  `json:"store"`
-	Fabric   FabricStatus `json:"fabric"`
-	IPAM     IPAMStatus   `json:"ipam"`
-	Pods     int          `json:"pods"`
-	Warnings []string     `json:"warnings"`
-	// Services is nil without that role.
-	Services *ServicesStatus `json:"services,omitempty"`
-}
-
-// ServicesStatus counts what this node serves, and the connections that its kernel tracks, whoever made them.
-type ServicesStatus struct {
-	Served    int `json:"served"`
-	Endpoints int `json:"endpoints"`
-	// Tracked of at most Trackable connections; 0 of 0 where the kernel does not tell.
-	Tracked   int `json:"tracked"`
-	Trackable int `json:"trackable"`
+	Node   NodeStatus   `json:"node"`
+	Source SourceStatus `json:"source"`
+	Store  StoreStatus  `json:"store"`
+	Fabric FabricStatus `json:"fabric"`
+	IPAM   IPAMStatus   `json:"ipam"`
+	Pods   int          `json:"pods"`
+	// BGP is absent while nothing of it is configured.
+	BGP      *BGPStatus `json:"bgp,omitempty"`
+	Warnings []string   `json:"warnings"`
 }
 
 // NodeStatus is the daemon itself.
@@ -117,10 +109,10 @@ func (d *Daemon) Status() Status {
 		},
 		Warnings: d.warnings(),
 	}
-	if d.loop.Services != nil {
-		count := &ServicesStatus{Served: len(loop.Services.Frontends), Endpoints: countEndpoints(loop.Services.Frontends)}
-		count.Tracked, count.Trackable, _ = conntrack.Usage()
-		s.Services = count
+	if bgp := d.BGP(context.Background(), false); d.bgp != nil && (bgp.On || len(bgp.Peers)+len(bgp.Problems) > 0 || bgp.Error != "") {
+		s.BGP = &bgp
+		s.Warnings = append(s.Warnings, d.bgpWarnings(&bgp)...)
+		sort.Strings(s.Warnings)
 	}
 	for _, r := range d.cfg.Roles {
 		s.Node.Roles = append(s.Node.Roles, string(r))

@@ -337,6 +337,9 @@ type dryRun struct {
 
 func (r *dryRun) Underlay(ctx context.Context) (route.Underlay, error) { return r.links.Underlay(ctx) }
 
+// Hops asks the kernel.
+func (r *dryRun) Hops(addrs []netip.Addr) map[netip.Addr]route.Hop { return r.links.Hops(addrs) }
+
 // ApplyHost changes nothing.
 func (*dryRun) ApplyHost(context.Context, route.HostNet) ([]string, error) { return nil, nil }
 

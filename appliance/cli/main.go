@@ -93,7 +93,8 @@ func newApp(out io.Writer) *cli.App {
 		Suggest:              true,
 		HideHelpCommand:      true,
 		Commands: append([]*cli.Command{
-			statusCommand(), ipamCommand(), serviceCommand(), dnsCommand(), lbCommand(), policyCommand(), observeCommand(), traceCommand(), daemonCommand(), installCommand(), uninstallCommand(), configCommand(),
+			statusCommand(), ipamCommand(), serviceCommand(), lbCommand(), bgpCommand(), policyCommand(), observeCommand(), traceCommand(), daemonCommand(),
+			installCommand(), uninstallCommand(), configCommand(),
 			labCommand(), completionCommand(),
 		}, labProcesses()...),
 		OnUsageError: usageError,

@@ -51,8 +51,8 @@ func printStatus(p *printer, s *appliance.Status) {
 		fabric += ", " + p.paint(red, "failing: "+s.Fabric.Error)
 	}
 	p.row("Fabric", fabric)
-	if v := s.Services; v != nil {
-		p.row("Services", fmt.Sprintf("%d served, to %d endpoints; the kernel tracks %d of at most %d connections", v.Served, v.Endpoints, v.Tracked, v.Trackable))
+	if s.BGP != nil {
+		p.row("BGP", bgpLine(p, s.BGP))
 	}
 	if len(s.Fabric.Peers) > 0 {
 		p.line("")

@@ -25,11 +25,12 @@ const (
 	RoleServices Role = "services" // virtual addresses of Services, in the place of kube-proxy
 	RolePolicy   Role = "policy"   // NetworkPolicies of this node's Pods
 	RoleDNS      Role = "dns"      // the cluster's DNS, for this node and its Pods
+	RoleBGP      Role = "bgp"      // tells routers about Pods and Services; idle until a peer is configured
 	RoleLB       Role = "lb"       // addresses of load balancers: giving them out, and answering for them on the node's segments
 )
 
 // Roles lists every role this build knows, in the order in which they start.
-var Roles = []Role{RoleFabric, RoleServices, RolePolicy, RoleDNS, RoleLB}
+var Roles = []Role{RoleFabric, RoleServices, RolePolicy, RoleDNS, RoleLB, RoleBGP}
 
 // Config is everything that may be set on one node.
 type Config struct {
@@ -50,6 +51,7 @@ type Config struct {
 	Services      Services       `yaml:"services"`
 	Policy        Policy         `yaml:"policy"`
 	DNS           DNS            `yaml:"dns"`
+	BGP           BGP            `yaml:"bgp"`
 	LoadBalancer  LoadBalancer   `yaml:"loadBalancer"`
 	Log           Log            `yaml:"log"`
 
@@ -134,6 +136,7 @@ func Default() Config {
 		Policy:       Policy{CutFlows: true},
 		DNS:          defaultDNS(),
 		LoadBalancer: LoadBalancer{Default: true},
+		BGP:          defaultBGP(),
 		Log:          Log{Level: "info", Format: "auto"},
 		StateDir:     "/var/lib/weft", RunDir: "/run/weft",
 		CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin",
@@ -240,6 +243,7 @@ func (c *Config) Validate() error {
 	}
 	errs = append(errs, c.validatePrefixes()...)
 	errs = append(errs, c.DNS.validate()...)
+	errs = append(errs, c.BGP.validate()...)
 	return errors.Join(errs...)
 }
 

@@ -49,6 +49,8 @@ type Options struct {
 	Subnets int
 	// Mode is fabric.mode: auto (if empty), vxlan or native.
 	Mode string
+	// Taught is true when the router learns the ways to Pods from the nodes (BGP), instead of being told by the lab.
+	Taught bool
 	// Families of nodes and Pods; Dual if empty.
 	Families Families
 	// MTU of the links between the nodes, in bytes; 1500 if zero.
@@ -152,7 +154,7 @@ func Up(ctx context.Context, o Options) (l *Lab, err error) {
 		}
 	}
 	first := &state{
-		Name: o.Name, Mode: o.Mode, Families: o.Families, Subnets: o.Subnets, MTU: o.MTU,
+		Name: o.Name, Mode: o.Mode, Families: o.Families, Subnets: o.Subnets, Taught: o.Taught, MTU: o.MTU,
 		Settings: o.Settings, WeftBin: o.WeftBin, Bare: o.Bare, Attached: o.Attached,
 	}
 	if err := first.save(l.path(stateFile)); err != nil {

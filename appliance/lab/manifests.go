@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"strings"
@@ -87,6 +88,7 @@ func (l *Lab) nodeFile(name string) string { return l.path(manifestsFolder, "nod
 // writeNode writes the Node object.
 func (l *Lab) writeNode(n *Node) error {
 	o := object{Kind: "Node", Metadata: metadata{Name: n.Name, UID: "node-" + n.Name, Labels: map[string]string{"kubernetes.io/hostname": n.Name}}}
+	maps.Copy(o.Metadata.Labels, n.Labels)
 	spec := nodeSpec{PodCIDRs: n.PodCIDRs}
 	if len(n.PodCIDRs) > 0 {
 		spec.PodCIDR = n.PodCIDRs[0].String()
@@ -102,6 +104,18 @@ func (l *Lab) writeNode(n *Node) error {
 // SetPodCIDRs changes a node's ranges in its Node object, under whatever runs there.
 func (l *Lab) SetPodCIDRs(name string, prefixes ...netip.Prefix) error {
 	if err := l.updateNode(name, func(n *Node) { n.PodCIDRs = prefixes }); err != nil {
+		return err
+	}
+	n, _, err := l.node(name)
+	if err != nil {
+		return err
+	}
+	return l.writeNode(n)
+}
+
+// SetLabels sets the labels of a Node object, besides its host name.
+func (l *Lab) SetLabels(name string, labels map[string]string) error {
+	if err := l.updateNode(name, func(n *Node) { n.Labels = labels }); err != nil {
 		return err
 	}
 	n, _, err := l.node(name)

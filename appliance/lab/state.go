@@ -25,6 +25,7 @@ type state struct {
 	Mode     string   `json:"mode"`
 	Families Families `json:"families"`
 	Subnets  int      `json:"subnets"`
+	Taught   bool     `json:"taught,omitempty"`
 	MTU      int      `json:"mtu"`
 	Settings string   `json:"settings,omitempty"`
 	WeftBin  string   `json:"weftBin"`
@@ -54,8 +55,10 @@ type Node struct {
 	Host      int            `json:"host"`
 	Addresses []netip.Addr   `json:"addresses"`
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
-	Daemon    Process        `json:"daemon"`
-	Pods      []*Pod         `json:"pods"`
+	// Labels of the Node object, besides its host name.
+	Labels map[string]string `json:"labels,omitempty"`
+	Daemon Process           `json:"daemon"`
+	Pods   []*Pod            `json:"pods"`
 	// Failed are sandboxes whose ADD failed and whose DEL failed too: the runtime tries again, see Sweep.
 	Failed []sandbox `json:"failed,omitempty"`
 }

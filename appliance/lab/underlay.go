@@ -225,7 +225,7 @@ func unplug(s *state, name string) error {
 // routePods tells the router the way to a node's Pods, where there is no tunnel and a router in between: mode native over
 // several subnets. remove takes it back.
 func routePods(s *state, n *Node, remove bool) error {
-	if s.Mode != "native" || s.Subnets == 1 {
+	if s.Mode != "native" || s.Subnets == 1 || s.Taught {
 		return nil
 	}
 	h, fd, err := s.Router.netlinkIn()

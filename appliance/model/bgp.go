@@ -106,3 +106,11 @@ type Secret struct {
 
 // Key returns the Secret's namespace and name.
 func (s *Secret) Key() SecretKey { return SecretKey{s.Namespace, s.Name} }
+
+// LearnedRoute is a route that a BGP neighbour told this node.
+type LearnedRoute struct {
+	Prefix  netip.Prefix `json:"prefix"`
+	NextHop netip.Addr   `json:"nextHop"`
+	// Node is true when another node told it in the mesh, which may tell Pod ranges only.
+	Node bool `json:"node,omitempty"`
+}

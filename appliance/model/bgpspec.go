@@ -42,14 +42,14 @@ type GracefulRestartSpec struct {
 
 // BGPAdvertiseSpec is a BGPAdvertise as people write it.
 type BGPAdvertiseSpec struct {
-	PodCIDRs         *bool    `json:"podCIDRs,omitempty" yaml:"podCIDRs"`
-	LoadBalancer     *bool    `json:"loadBalancer,omitempty" yaml:"loadBalancer"`
-	ExternalIPs      *bool    `json:"externalIPs,omitempty" yaml:"externalIPs"`
-	ClusterIPs       *bool    `json:"clusterIPs,omitempty" yaml:"clusterIPs"`
-	Communities      []string `json:"communities,omitempty" yaml:"communities"`
-	LargeCommunities []string `json:"largeCommunities,omitempty" yaml:"largeCommunities"`
-	LocalPreference  *uint32  `json:"localPreference,omitempty" yaml:"localPreference"`
-	MED              *uint32  `json:"med,omitempty" yaml:"med"`
+	PodCIDRs         *bool    `json:"podCIDRs,omitempty" yaml:"podCIDRs,omitempty"`
+	LoadBalancer     *bool    `json:"loadBalancer,omitempty" yaml:"loadBalancer,omitempty"`
+	ExternalIPs      *bool    `json:"externalIPs,omitempty" yaml:"externalIPs,omitempty"`
+	ClusterIPs       *bool    `json:"clusterIPs,omitempty" yaml:"clusterIPs,omitempty"`
+	Communities      []string `json:"communities,omitempty" yaml:"communities,omitempty"`
+	LargeCommunities []string `json:"largeCommunities,omitempty" yaml:"largeCommunities,omitempty"`
+	LocalPreference  *uint32  `json:"localPreference,omitempty" yaml:"localPreference,omitempty"`
+	MED              *uint32  `json:"med,omitempty" yaml:"med,omitempty"`
 }
 
 // PrefixRuleSpec is a PrefixRule as people write it. Without ge and le the length must be that of the prefix.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -22,6 +23,8 @@ import (
 // Host is the kernel's links, addresses, routes and neighbours. Apply sets the whole state and tells what it changed.
 type Host interface {
 	Underlay(ctx context.Context) (route.Underlay, error)
+	// Hops says how to get to addresses that are on no subnet of the node.
+	Hops(addrs []netip.Addr) map[netip.Addr]route.Hop
 	ApplyHost(ctx context.Context, want route.HostNet) (changes []string, err error)
 	// ApplyPods repairs the host side of attachments whose link exists.
 	ApplyPods(ctx context.Context, want []podnet.Attachment) (changes []string, err error)
@@ -48,6 +51,8 @@ type Inputs struct {
 	Snapshot func() *model.Snapshot
 	Leases   func() []*model.Lease
 	Ports    func() []*model.HostPorts
+	// Learned are the routes of BGP neighbours; nil when there is no speaker.
+	Learned func() []model.LearnedRoute
 }
 
 // Trigger says why a round runs.
@@ -318,6 +323,10 @@ func (l *Loop) applyFabric(ctx context.Context, cfg route.Config, snap *model.Sn
 	under, err := l.Host.Underlay(ctx)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the node's links: %w", err)
+	}
+	if l.Inputs.Learned != nil {
+		cfg.Learned = l.Inputs.Learned()
+		under.Hops = l.Host.Hops(route.Distant(cfg.Learned, under))
 	}
 	compiled := route.Compile(snap, cfg, under)
 	if snap.Node(cfg.NodeName) == nil {

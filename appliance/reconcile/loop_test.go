@@ -41,6 +41,8 @@ func (w *world) Underlay(context.Context) (route.Underlay, error) {
 	return route.Underlay{Links: []route.UnderlayLink{{Name: "eth0", MTU: 1500, Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}}}}, nil
 }
 
+func (w *world) Hops([]netip.Addr) map[netip.Addr]route.Hop { return nil }
+
 func (w *world) ApplyHost(_ context.Context, want route.HostNet) ([]string, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -22,6 +22,10 @@ type Identity struct {
 	PodCIDRs []netip.Prefix `json:"podCIDRs,omitempty"`
 	// APIServers are the addresses of API servers that were learned last, as host:port.
 	APIServers []string `json:"apiServers,omitempty"`
+	// Learned are the routes of BGP neighbours that were installed last; a restart keeps them until the neighbours are heard.
+	Learned []model.LearnedRoute `json:"learned,omitempty"`
+	// Drained is true after weft bgp drain.
+	Drained bool `json:"drained,omitempty"`
 }
 
 // Leases returns all leases in the order of their keys.

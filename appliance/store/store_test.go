@@ -109,7 +109,10 @@ func TestWhatIsWrittenIsReadAfterReopen(t *testing.T) {
 	if err := s.SaveSnapshot(ctx, snapshot(10)); err != nil {
 		t.Fatal(err)
 	}
-	identity := Identity{"a", []netip.Prefix{netip.MustParsePrefix("fd00:1::/64")}, []string{"192.0.2.1:6443"}}
+	identity := Identity{
+		NodeName: "a", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("fd00:1::/64")}, APIServers: []string{"192.0.2.1:6443"}, Drained: true,
+		Learned: []model.LearnedRoute{{Prefix: netip.MustParsePrefix("10.1.0.0/24"), NextHop: netip.MustParseAddr("192.0.2.1"), Node: true}},
+	}
 	if err := s.UpdateIdentity(ctx, func(i *Identity) { *i = identity }); err != nil {
 		t.Fatal(err)
 	}

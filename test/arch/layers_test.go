@@ -24,6 +24,7 @@ var rank = map[string]int{
 	"appliance/store":   1,
 
 	"appliance/compile/podnet":   2,
+	"appliance/compile/peering":  2,
 	"appliance/compile/route":    2,
 	"appliance/compile/policy":   2,
 	"appliance/compile/service":  2,
@@ -78,8 +79,9 @@ var owners = map[string][]string{
 	"go.uber.org/zap":                 {"appliance", "appliance/attach", "appliance/cli", "appliance/reconcile", "embedded/..."},
 	"go.yaml.in/yaml":                 {"appliance/cluster", "appliance/config"},
 	"golang.org/x/sync/":              {"appliance", "appliance/lab", "appliance/prober"},
-	"golang.org/x/sys/unix":           {"appliance/kernel/...", "appliance/lab"},
+	"golang.org/x/sys/unix":           {"appliance/kernel/...", "appliance/lab", "embedded/gobgp"},
 	"google.golang.org/grpc":          {"appliance/cri"},
+	"google.golang.org/protobuf":      {"embedded/gobgp"},
 	"k8s.io/":                         {"appliance/cluster"},
 	"os/exec":                         {"appliance/install", "appliance/lab"},      // systemctl, and Pods of the lab; nothing else
 	"k8s.io/api/core/v1":              {"appliance/cluster", "plugins/clusterdns"}, // types in the interface of CoreDNS' kubernetes plugin

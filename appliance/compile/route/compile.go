@@ -24,6 +24,7 @@ func Compile(snap *model.Snapshot, cfg Config, under Underlay) State {
 			c.peer(n)
 		}
 	}
+	c.learned()
 	c.finish(snap)
 	return c.out
 }
@@ -177,7 +178,8 @@ func (c *compiler) reach(n *model.Node, p *Peer) {
 		if !p.Outer.IsValid() && len(n.Addresses) > 0 {
 			p.Outer = n.Addresses[0]
 		}
-		// Not on our subnet: BGP or a router in between must know the way. No route of ours, the default route serves.
+		// Not on our subnet: BGP or a router in between must know the way. Without a learned route the default route serves.
+		p.Routed = true
 		return
 	}
 	c.vxlan(n, p)

@@ -43,11 +43,21 @@ type Config struct {
 	// NoMasquerade are further destinations that see the Pod's own address.
 	NoMasquerade []netip.Prefix
 	Masquerade   bool
+	// Learned are the routes that BGP neighbours told this node.
+	Learned []model.LearnedRoute
 }
 
 // Underlay is what the kernel says of the links that carry traffic between nodes; weft's own links are not in it.
 type Underlay struct {
 	Links []UnderlayLink
+	// Hops say how to get to next hops of learned routes that are on no subnet of the node.
+	Hops map[netip.Addr]Hop
+}
+
+// Hop is the first step on the way to an address.
+type Hop struct {
+	Via  netip.Addr
+	Link string
 }
 
 // UnderlayLink is one link of the node with its addresses.
@@ -102,6 +112,8 @@ type Route struct {
 	Src netip.Addr
 	// OnLink tells the kernel to accept Via although no address of Link covers it.
 	OnLink bool
+	// Metric is 0 for the kernel's default; routes with a greater one give way to those of others.
+	Metric int
 }
 
 // Peer is one other node as the fabric sees it: for probes, the status screen and the firewall.
@@ -113,6 +125,8 @@ type Peer struct {
 	// Inner are the peer's own addresses in the Pod network, one per family; probes go to them.
 	Inner    []netip.Addr
 	PodCIDRs []netip.Prefix
+	// Routed is true for a native peer on another subnet: routers in between, or BGP, must know the way.
+	Routed bool
 	// Problem says why this peer cannot be reached; empty when it can.
 	Problem string
 }

@@ -2,10 +2,13 @@ package route
 
 import (
 	"flag"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
+	"strings"
 	"testing"
 
 	"go.yaml.in/yaml/v3"
@@ -31,6 +34,11 @@ type scenario struct {
 		Addresses []netip.Addr
 		PodCIDRs  []netip.Prefix `yaml:"podCIDRs"`
 	}
+	Learned map[netip.Prefix]netip.Addr
+	Hops    map[netip.Addr]struct {
+		Via  netip.Addr
+		Link string
+	}
 }
 
 func load(t *testing.T, file string) (*model.Snapshot, Config, Underlay) {
@@ -52,6 +60,13 @@ func load(t *testing.T, file string) (*model.Snapshot, Config, Underlay) {
 		under.Links = append(under.Links, UnderlayLink{Name: l.Name, MTU: l.MTU, Addresses: l.Addresses})
 	}
 	cfg := Config{NodeName: "a", Mode: Mode(s.Config.Mode), MTU: s.Config.MTU, VNI: 22342, Port: 4789, Masquerade: true}
+	for _, prefix := range slices.SortedFunc(maps.Keys(s.Learned), func(a, b netip.Prefix) int { return strings.Compare(a.String(), b.String()) }) {
+		cfg.Learned = append(cfg.Learned, model.LearnedRoute{Prefix: prefix, NextHop: s.Learned[prefix], Node: prefix == netip.MustParsePrefix("192.0.2.0/24")})
+	}
+	under.Hops = map[netip.Addr]Hop{}
+	for addr, h := range s.Hops {
+		under.Hops[addr] = Hop{Via: h.Via, Link: h.Link}
+	}
 	return snap, cfg, under
 }
 

@@ -36,6 +36,9 @@ func (h *HostNet) Text() string {
 		if r.OnLink {
 			s += " onlink"
 		}
+		if r.Metric != 0 {
+			s += fmt.Sprintf(" metric %d", r.Metric)
+		}
 		line("%s", s)
 	}
 	return b.String()
@@ -48,6 +51,9 @@ func (s *State) Text() string {
 	fmt.Fprintf(&b, "pod mtu %d\n", s.PodMTU)
 	for _, p := range s.Peers {
 		fmt.Fprintf(&b, "peer %s %s outer %s inner %v", p.Node, p.Mode, p.Outer, p.Inner)
+		if p.Routed {
+			b.WriteString(" by routers")
+		}
 		if p.Problem != "" {
 			fmt.Fprintf(&b, " problem: %s", p.Problem)
 		}

@@ -228,7 +228,7 @@ func (a *hostApply) wantedRoutes() map[fibKey]fibRoute {
 			indexes[r.Link] = index
 		}
 		if index != 0 {
-			f := fibRoute{dst: r.Dst.Masked(), via: r.Via, src: r.Src, link: index, onlink: r.OnLink}
+			f := fibRoute{dst: r.Dst.Masked(), via: r.Via, src: r.Src, link: index, onlink: r.OnLink, metric: r.Metric}
 			want[f.key()] = f
 		}
 	}

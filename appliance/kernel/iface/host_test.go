@@ -300,9 +300,41 @@ func TestUnderlay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := fmt.Sprintf("%+v", u)
-	if want := "{Links:[{Name:eth0 MTU:1400 Addresses:[192.168.50.1/24 fd00:50::1/64]}]}"; got != want {
+	got := fmt.Sprintf("%+v", u.Links)
+	if want := "[{Name:eth0 MTU:1400 Addresses:[192.168.50.1/24 fd00:50::1/64]}]"; got != want {
 		t.Errorf("Underlay is %s\nwant %s", got, want)
+	}
+}
+
+// TestHops asks for the way to addresses behind a router, on the subnet, and nowhere; and installs a learned route.
+func TestHops(t *testing.T) {
+	p := newPair(t)
+	p.apply(route.ModeNative)
+	n := p.nodes[1]
+	n.run("ip route add 172.20.0.0/16 via 192.168.50.9")
+	n.run("ip -6 route add fd00:99::/32 via fd00:50::9")
+	n.run("ip route add unreachable 172.21.0.0/16")
+	ask := []netip.Addr{
+		netip.MustParseAddr("172.20.0.1"), netip.MustParseAddr("fd00:99::1"), netip.MustParseAddr("192.168.50.2"), netip.MustParseAddr("172.21.0.1"),
+		netip.MustParseAddr("192.168.50.1"),
+	}
+	got := n.Hops(ask)
+	if len(got) != 2 || got[ask[0]] != (route.Hop{Via: netip.MustParseAddr("192.168.50.9"), Link: "eth0"}) || got[ask[1]].Via != netip.MustParseAddr("fd00:50::9") {
+		t.Errorf("Hops are %v", got)
+	}
+	want := hostNet(1, route.ModeNative)
+	want.Routes = append(want.Routes,
+		route.Route{Dst: netip.MustParsePrefix("10.250.0.0/24"), Via: got[ask[0]].Via, Link: "eth0"},
+		route.Route{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: got[ask[0]].Via, Link: "eth0", Metric: route.ImportMetric},
+		route.Route{Dst: netip.MustParsePrefix("fd00:250::/48"), Via: got[ask[1]].Via, Link: "eth0", Metric: route.ImportMetric})
+	for i := range 2 {
+		changes, err := n.ApplyHost(t.Context(), want)
+		if err != nil || len(changes) != 3*(1-i) {
+			t.Errorf("applying learned routes for the %d. time: %q %v", i+1, changes, err)
+		}
+	}
+	if out := n.run("ip route show proto 87"); !strings.Contains(out, "default via 192.168.50.9 dev eth0 metric 4200") || !strings.Contains(out, "10.250.0.0/24 via 192.168.50.9 dev eth0") {
+		t.Errorf("routes are %s", out)
 	}
 }
 

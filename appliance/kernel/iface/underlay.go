@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"weft.network/weft/appliance/compile/route"
 )
@@ -49,4 +50,19 @@ func isUnderlay(at *netlink.LinkAttrs) bool {
 // isOwnName reports whether a name is one of weft's: NodeLink, TunnelLink, DNSLink, or a Pod's link.
 func isOwnName(name string) bool {
 	return name == route.NodeLink || name == route.TunnelLink || name == DNSLink || isPodLinkName(name) || isLimitName(name)
+}
+
+// Hops returns the first step on the way to each address, as the kernel's routes have it; one without a way, or without a gateway on it, is left out.
+func (b *Backend) Hops(addrs []netip.Addr) map[netip.Addr]route.Hop {
+	out := map[netip.Addr]route.Hop{}
+	for _, a := range addrs {
+		routes, err := b.links.RouteGet(a.AsSlice())
+		if err != nil || len(routes) == 0 {
+			continue
+		}
+		if via := addrOf(routes[0].Gw); via.IsValid() && routes[0].Type == unix.RTN_UNICAST {
+			out[a] = route.Hop{Via: via, Link: b.linkName(routes[0].LinkIndex)}
+		}
+	}
+	return out
 }
