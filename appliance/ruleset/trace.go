@@ -2,7 +2,6 @@ package ruleset
 
 import (
 	"cmp"
-	"hash/fnv"
 	"net/netip"
 	"slices"
 
@@ -354,9 +353,7 @@ func (r *run) eval(e Expr) (v Value, ok bool) {
 		return Mark(r.tracer.facts.Random(e.Mod)), true
 	case Jhash:
 		v, ok := r.eval(e.Of)
-		h := fnv.New32a() // not the kernel's hash, but with its property
-		h.Write([]byte(v))
-		return Mark(h.Sum32() % e.Mod), ok
+		return Mark(uint32(uint64(jhash([]byte(v), e.Seed)) * uint64(e.Mod) >> 32)), ok
 	case Concat:
 		for _, part := range e {
 			w, ok := r.eval(part)

@@ -193,3 +193,36 @@ func TestAffinityIsBounded(t *testing.T) {
 		t.Errorf("%d clients are remembered and %d of %d kept their endpoint, with room for 4", n, kept, affinityClients)
 	}
 }
+
+// TestHashIsForetold: a Service that hashes sends each client where the tracer says, for the hash is the kernel's: every node does the
+// same.
+func TestHashIsForetold(t *testing.T) {
+	l := newAffinityLab(t)
+	p := pattern{places: []place{ready("local"), ready("there"), ready("far")}}
+	s := plain(0, p)
+	s.Type, s.Annotations = "NodePort", map[string]string{service.HashAnnotation: "true"}
+	nodePorts(s, 0)
+	snap := &model.Snapshot{Services: map[model.ServiceKey]*model.Service{s.Key(): s}, Slices: map[model.SliceKey]*model.EndpointSlice{}}
+	for _, e := range slicesOf(s, p) {
+		snap.Slices[e.Key()] = e
+	}
+	table := compileAll(t, snap)
+	if _, err := l.kernel.Apply(context.Background(), []ruleset.Table{table}); err != nil {
+		t.Fatal(err)
+	}
+	tr := ruleset.NewTracer([]ruleset.Table{table}, facts(func(uint32) uint32 { return 0 }))
+	seen := map[netip.Addr]bool{}
+	for family := range 2 {
+		for c := range affinityClients {
+			src := pair(fmt.Sprintf("198.51.100.%d", 100+c))[family]
+			out, chosen := journey(tr, conn{model.TCP, src, netip.AddrPortFrom(nodeAddrs[family], 30000), false}, "eth1")
+			if got := l.connect(c, family); !chosen || got != out.Packet.Dst {
+				t.Errorf("client %s is at %s, foretold was %s", src, got, out.Packet.Dst)
+			}
+			seen[out.Packet.Dst] = true
+		}
+	}
+	if len(seen) < 4 {
+		t.Errorf("%d clients of two families went to %v only", affinityClients, seen)
+	}
+}
