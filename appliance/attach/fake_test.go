@@ -291,8 +291,8 @@ func (n *fakeNode) CheckGuards() error { return nil }
 
 // Guard remembers which addresses were guarded before their link came up.
 func (n *fakeNode) Guard(context.Context) error {
-	if n.guard == nil {
-		return nil
+	if err := n.step("Guard"); err != nil || n.guard == nil {
+		return err
 	}
 	return n.guard()
 }

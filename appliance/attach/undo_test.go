@@ -13,7 +13,7 @@ import (
 	"weft.network/weft/appliance/store"
 )
 
-var steps = []string{"OpenNS", "AddPod", "SetBandwidth", "store.Write", "SyncPorts", "DelPod"}
+var steps = []string{"OpenNS", "Guard", "AddPod", "SetBandwidth", "store.Write", "SyncPorts", "DelPod"}
 
 // full is an ADD that needs every step.
 func (r *rig) full(container, pod string) Request {
@@ -55,7 +55,7 @@ func TestUndo(t *testing.T) {
 			}
 		}
 	}
-	for step, want := range map[string]int{"OpenNS": 1, "AddPod": 1, "SetBandwidth": 1, "store.Write": 4, "SyncPorts": 2, "DelPod": 0} {
+	for step, want := range map[string]int{"OpenNS": 1, "Guard": 2, "AddPod": 1, "SetBandwidth": 1, "store.Write": 4, "SyncPorts": 2, "DelPod": 0} {
 		if fired[step] != want {
 			t.Errorf("%s failed %d times, want %d: an ADD has other steps than this test thinks", step, fired[step], want)
 		}
@@ -66,14 +66,14 @@ func TestUndo(t *testing.T) {
 func TestUndoFails(t *testing.T) {
 	ctx := context.Background()
 	for _, restart := range []bool{false, true} {
-		for _, step := range steps[1:5] {
-			for _, second := range append(steps[3:], "everything") {
+		for _, step := range steps[1:6] {
+			for _, second := range append(steps[4:], "everything") {
 				name := fmt.Sprintf("%s then %s, restart %t", step, second, restart)
 				r := newRig(t, "10.1.0.0/28", "fd01::/64")
 				r.plan(step, 1)
 				r.nth[second] = -1
 				if second == "everything" {
-					for _, s := range steps[3:] {
+					for _, s := range steps[4:] {
 						r.nth[s] = -1
 					}
 				}
@@ -180,7 +180,7 @@ func TestPortmapUndo(t *testing.T) {
 
 // TestCallerGoes ends the caller's context at every step: the result is all or nothing.
 func TestCallerGoes(t *testing.T) {
-	for _, step := range steps[:5] {
+	for _, step := range steps[:6] {
 		r := newRig(t, "10.1.0.0/28", "fd01::/64")
 		ctx, cancel := context.WithCancel(context.Background())
 		r.node.pods[podRef("p1")] = nil
@@ -355,5 +355,36 @@ func TestReload(t *testing.T) {
 	r.restart()
 	if after := see(); after != before {
 		t.Errorf("before %s\nafter  %s", before, after)
+	}
+}
+
+// TestGuard: when the link comes up, whoever enforces policies knows the address, and not only after ADD; when it is gone they hear
+// of that, too.
+func TestGuard(t *testing.T) {
+	ctx := context.Background()
+	r := newRig(t, "10.1.0.0/28", "fd01::/64")
+	guarded := 0
+	r.node.guard = func() error {
+		for _, l := range r.a.Guarded() {
+			if l.Pod.Name == "p1" && len(l.Addresses) == 2 {
+				guarded++
+			}
+		}
+		if len(r.kernel.links) > 0 {
+			t.Error("the link came up before its policies")
+		}
+		return nil
+	}
+	if _, err := r.a.Add(ctx, r.request("c1", "p1")); err != nil {
+		t.Fatal(err)
+	}
+	if guarded != 1 || len(r.a.Guarded()) != 1 || r.node.freed.Load() != 0 {
+		t.Errorf("guarded %d times, %d are known, %d went", guarded, len(r.a.Guarded()), r.node.freed.Load())
+	}
+	if err := r.a.Del(ctx, r.request("c1", "p1").Key, model.LeasePod); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.a.Guarded()) != 0 || r.node.freed.Load() != 1 {
+		t.Errorf("after DEL %d are known, %d went", len(r.a.Guarded()), r.node.freed.Load())
 	}
 }

@@ -110,7 +110,6 @@ func (k policyChains) chains(family Family) []*Chain {
 			Rules: []Rule{
 				R("this flow was judged", Masked(CtMark, PolicyMarkMask, k.generation), Accept),
 				R("errors about flows", HasAny{CtState, StateRelated}, Accept),
-				R("", In("self", src, dst), Accept),
 				R("", ReplyPacket, Goto("reply")),
 				R("", Goto("orig")),
 			},
@@ -155,6 +154,7 @@ func judge(d policy.Direction, reply bool, own, peer, port Field) *Chain {
 		R("", unknown, In(name+"pod_ports", own, MetaL4Proto, port), Return),
 		R("", In(name+"net", own, peer), Return),
 		R("", In(name+"cidr", own, peer, MetaL4Proto, port), Return),
+		R("", In("self", own, peer), Return),
 		R("", In(name+"audit", own), limit, said("audit")),
 		R("", In(name+"audit", own), Return),
 		R("", limit, said("drop")),
