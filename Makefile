@@ -11,7 +11,7 @@ TESTED  := ./... a.weft/early
 FUZZTIME ?= 20s
 
 # Debian's names of what tests, demo and the test cluster run.
-PACKAGES := bird2 conntrack containerd containernetworking-plugins curl debootstrap ethtool frr gcc git iperf3 iproute2 iputils-arping iputils-ping \
+PACKAGES := bird2 conntrack containerd containernetworking-plugins curl debootstrap dnsperf ethtool frr gcc git iperf3 iproute2 iputils-arping iputils-ping \
 	jq libc6-dev ndisc6 nftables procps runc socat tcpdump util-linux
 
 .DEFAULT_GOAL := help

@@ -279,9 +279,14 @@ func (p *proxyNode) move(ctx context.Context, to netip.Addr) (time.Duration, err
 
 // used returns the processor time of the proxy and of the programs that it started, and its resident memory in MB.
 func (p *proxyNode) used() (cpu time.Duration, rss float64, err error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	return usedBy(p.cmd.Process.Pid)
+}
+
+// usedBy reads how much processor time and memory a process has used.
+func usedBy(pid int) (cpu time.Duration, rss float64, err error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, 0, fmt.Errorf("reading what %s used: %w", p.kind, err)
+		return 0, 0, fmt.Errorf("reading what process %d used: %w", pid, err)
 	}
 	_, rest, _ := strings.Cut(string(text), ") ")
 	fields := strings.Fields(rest) // from the third one on (proc_pid_stat(5))
@@ -289,13 +294,13 @@ func (p *proxyNode) used() (cpu time.Duration, rss float64, err error) {
 	for _, i := range []int{14, 15, 16, 17} { // utime, stime, cutime, cstime
 		n, err := strconv.Atoi(fields[i-3])
 		if err != nil {
-			return 0, 0, fmt.Errorf("reading what %s used: %w", p.kind, err)
+			return 0, 0, fmt.Errorf("reading what process %d used: %w", pid, err)
 		}
 		ticks += n
 	}
 	pages, err := strconv.Atoi(fields[24-3])
 	if err != nil {
-		return 0, 0, fmt.Errorf("reading what %s used: %w", p.kind, err)
+		return 0, 0, fmt.Errorf("reading what process %d used: %w", pid, err)
 	}
 	return time.Duration(ticks) * 10 * time.Millisecond, float64(pages) * float64(os.Getpagesize()) / 1e6, nil
 }
