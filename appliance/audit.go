@@ -18,10 +18,12 @@ import (
 	"weft.network/weft/appliance/reconcile"
 )
 
-// The pace of the audit: the whole of it at least once in auditEvery, and soon after Services changed.
+// The pace of the audit: all of it once in auditEvery, for it reads the whole connection table; the look for node ports in use also when
+// Services changed, but not more often than once in portsEvery.
 const (
 	auditTick  = 5 * time.Second
 	auditEvery = time.Minute
+	portsEvery = 10 * time.Second
 	// auditAgain is when a flow that looks stale is looked at once more: the change that makes it right may be on its way.
 	auditAgain = time.Second
 	// conntrackFull is the part of the connection table from which on it is a warning, in percent.
@@ -72,7 +74,7 @@ func (d *Daemon) nodePortAddresses(self *model.Node) (out []netip.Prefix) {
 func (d *Daemon) watchFlows(ctx context.Context) {
 	ticker := time.NewTicker(auditTick)
 	defer ticker.Stop()
-	var last time.Time
+	var flowsAt, portsAt time.Time
 	var seen uintptr
 	for {
 		select {
@@ -82,14 +84,19 @@ func (d *Daemon) watchFlows(ctx context.Context) {
 		}
 		status := d.loop.Status()
 		now := reflect.ValueOf(status.Services.Frontends).Pointer()
-		if !status.Applied || now == seen && time.Since(last) < auditEvery {
+		if !status.Applied {
 			continue
 		}
-		last, seen = time.Now(), now
-		if err := d.auditFlows(ctx); err != nil && ctx.Err() == nil {
-			d.log.Warn("looking for UDP flows to who is gone", zap.Error(err))
+		if time.Since(flowsAt) >= auditEvery {
+			flowsAt = time.Now()
+			if err := d.auditFlows(ctx); err != nil && ctx.Err() == nil {
+				d.log.Warn("looking for UDP flows to who is gone", zap.Error(err))
+			}
 		}
-		d.auditPorts(ctx, status.Services.Frontends)
+		if since := time.Since(portsAt); since >= auditEvery || now != seen && since >= portsEvery {
+			portsAt, seen = time.Now(), now
+			d.auditPorts(ctx, status.Services.Frontends)
+		}
 	}
 }
 

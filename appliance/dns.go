@@ -3,6 +3,7 @@ package appliance
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -12,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"weft.network/weft/appliance/cluster"
 	"weft.network/weft/appliance/config"
 	"weft.network/weft/appliance/model"
 	"weft.network/weft/appliance/reconcile"
@@ -50,11 +52,8 @@ func (d *Daemon) openDNS() error {
 	if !d.cfg.Has(config.RoleDNS) {
 		return nil
 	}
-	r := &dnsRole{}
+	r := &dnsRole{kubelet: d.kubelet()}
 	var err error
-	if r.kubelet, err = config.ReadKubelet(d.cfg.DNS.KubeletConfig); err != nil {
-		d.log.Warn("what kubelet tells Pods about the DNS is not known", zap.Error(err))
-	}
 	domain := "cluster.local"
 	for _, s := range []string{r.kubelet.ClusterDomain, d.cfg.DNS.Domain} {
 		if s != "" {
@@ -74,6 +73,30 @@ func (d *Daemon) openDNS() error {
 		d.loop.Policies.DNS = r.sockets.addrPorts
 	}
 	return nil
+}
+
+// kubelet is what Pods of this node are told. A file that cannot be read is no reason to have no DNS.
+func (d *Daemon) kubelet() config.Kubelet {
+	k, err := config.ReadKubelet(d.cfg.DNS.KubeletConfig)
+	if err != nil {
+		d.log.Warn("what kubelet tells Pods about the DNS is not known", zap.Error(err))
+	}
+	return k
+}
+
+// dnsOptions are what the source of the cluster's objects does for the DNS; nil without the role.
+func (d *Daemon) dnsOptions() *cluster.DNSOptions {
+	if !d.cfg.Has(config.RoleDNS) {
+		return nil
+	}
+	o := &cluster.DNSOptions{Create: d.cfg.DNS.CreateService}
+	for _, a := range slices.Concat(d.cfg.DNS.Addresses, d.kubelet().ClusterDNS) {
+		// One per family, and none that every node has for itself.
+		if a.IsPrivate() && !slices.ContainsFunc(o.Addresses, func(b netip.Addr) bool { return a.Is4() == b.Is4() }) {
+			o.Addresses = append(o.Addresses, a)
+		}
+	}
+	return o
 }
 
 // runDNS follows the cluster and the node until ctx ends, and lets go of the sockets in good order.
@@ -284,6 +307,20 @@ func (d *Daemon) dnsSettings(snap *model.Snapshot, own []netip.Addr) (s coredns.
 	}
 	add(&s.Override, "weft.yaml dns.override", c.Override)
 	add(&s.Servers, "weft.yaml dns.servers", c.Servers)
+	if snap == nil {
+		return s, problems
+	}
+	if own := snap.ConfigMaps[model.ConfigMapKey{Namespace: cluster.DNSNamespace, Name: cluster.DNSConfigMap}]; own != nil {
+		for _, key := range slices.Sorted(maps.Keys(own.Data)) {
+			source := "ConfigMap " + cluster.DNSNamespace + "/" + cluster.DNSConfigMap + " " + key
+			switch {
+			case strings.HasSuffix(key, ".override"):
+				add(&s.Override, source, own.Data[key])
+			case strings.HasSuffix(key, ".server"):
+				add(&s.Servers, source, own.Data[key])
+			}
+		}
+	}
 	return s, problems
 }
 

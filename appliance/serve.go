@@ -39,6 +39,8 @@ func (d *Daemon) handler() http.Handler {
 	mux.HandleFunc("GET /v1/lb", func(w http.ResponseWriter, _ *http.Request) { control.WriteJSON(w, d.LoadBalancers()) })
 	mux.HandleFunc("GET /v1/lb/pools", func(w http.ResponseWriter, _ *http.Request) { control.WriteJSON(w, d.Pools()) })
 	mux.HandleFunc("GET /v1/lb/why", d.serveWhy)
+	mux.HandleFunc("GET /v1/dns", d.serveDNS)
+	mux.HandleFunc("GET /v1/dns/query", d.serveDNSQuery)
 	mux.HandleFunc("GET /v1/leaks", d.serveLeaks)
 	mux.HandleFunc("POST /v1/release", d.serveRelease)
 	d.bgpHandlers(mux)

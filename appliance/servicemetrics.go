@@ -40,17 +40,21 @@ func (c serviceCollector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	all := c.d.loop.Status().Services.Frontends
-	endpoints := 0
-	for _, f := range all {
-		for i := range f.Ports {
-			endpoints += len(f.Ports[i].Cluster) + len(f.Ports[i].Local)
-		}
-	}
 	gauge(descServices, len(all))
-	gauge(descEndpoints, endpoints)
+	gauge(descEndpoints, countEndpoints(all))
 	for labels, n := range noLocalPorts(all) {
 		gauge(descNoLocal, n, labels[0], labels[1])
 	}
+}
+
+// countEndpoints counts those to which connections go, for each port.
+func countEndpoints(all map[model.ServiceKey]*service.Frontends) (n int) {
+	for _, f := range all {
+		for i := range f.Ports {
+			n += len(f.Ports[i].Cluster) + len(f.Ports[i].Local)
+		}
+	}
+	return n
 }
 
 // noLocalPorts counts the ports that drop because of a policy Local, by policy and family.

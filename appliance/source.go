@@ -18,11 +18,11 @@ import (
 // neither of them, nowhere.
 func (d *Daemon) newSource(ctx context.Context) (cluster.Source, error) {
 	problem := func(text string) { d.log.Warn("ignored in the cluster's objects", zap.String("problem", text)) }
-	lb, bgp := d.cfg.Has(config.RoleLB), d.cfg.Has(config.RoleBGP)
-	services, policies := d.cfg.Has(config.RoleServices) || d.cfg.Has(config.RoleDNS) || lb || bgp, d.cfg.Has(config.RolePolicy)
+	lb, bgp, dns := d.cfg.Has(config.RoleLB), d.cfg.Has(config.RoleBGP), d.cfg.Has(config.RoleDNS)
+	services, policies := d.cfg.Has(config.RoleServices) || dns || lb || bgp, d.cfg.Has(config.RolePolicy)
 	if d.cfg.Manifests != "" {
 		return cluster.NewManifests(cluster.ManifestsOptions{
-			Dir: d.cfg.Manifests, NodeName: d.cfg.NodeName, Services: services, Policies: policies, Pools: lb, OnProblem: problem,
+			Dir: d.cfg.Manifests, NodeName: d.cfg.NodeName, Services: services, Policies: policies, Pools: lb, DNS: dns, OnProblem: problem,
 			BGP: bgp, Secrets: d.cfg.BGP.Secrets(), SecretNamespace: d.cfg.BGP.SecretNamespace,
 		})
 	}
@@ -40,7 +40,7 @@ func (d *Daemon) newSource(ctx context.Context) (cluster.Source, error) {
 	return cluster.NewKubernetes(cluster.KubernetesOptions{
 		NodeName: d.cfg.NodeName, Kubeconfig: d.cfg.Kubeconfig, Servers: d.cfg.APIServers, Known: identity.APIServers,
 		OnServers: func(servers []string) { d.learnServers(ctx, servers) }, OnProblem: problem, Version: d.version,
-		Services: services, Policies: policies, Pools: lb, Allocate: d.allocate(),
+		Services: services, Policies: policies, Pools: lb, Allocate: d.allocate(), DNS: d.dnsOptions(),
 		BGP: bgp, Secrets: d.cfg.BGP.Secrets(), SecretNamespace: d.cfg.BGP.SecretNamespace,
 	})
 }

@@ -27,6 +27,17 @@ type Status struct {
 	// BGP is absent while nothing of it is configured.
 	BGP      *BGPStatus `json:"bgp,omitempty"`
 	Warnings []string   `json:"warnings"`
+	// Services is nil without that role.
+	Services *ServicesStatus `json:"services,omitempty"`
+}
+
+// ServicesStatus counts what this node serves, and the connections that its kernel tracks, whoever made them.
+type ServicesStatus struct {
+	Served    int `json:"served"`
+	Endpoints int `json:"endpoints"`
+	// Tracked of at most Trackable connections; 0 of 0 where the kernel does not tell.
+	Tracked   int `json:"tracked"`
+	Trackable int `json:"trackable"`
 }
 
 // NodeStatus is the daemon itself.
@@ -113,6 +124,11 @@ func (d *Daemon) Status() Status {
 		s.BGP = &bgp
 		s.Warnings = append(s.Warnings, d.bgpWarnings(&bgp)...)
 		sort.Strings(s.Warnings)
+	}
+	if d.loop.Services != nil {
+		count := &ServicesStatus{Served: len(loop.Services.Frontends), Endpoints: countEndpoints(loop.Services.Frontends)}
+		count.Tracked, count.Trackable, _ = conntrack.Usage()
+		s.Services = count
 	}
 	for _, r := range d.cfg.Roles {
 		s.Node.Roles = append(s.Node.Roles, string(r))

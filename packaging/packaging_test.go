@@ -124,6 +124,7 @@ func TestConflist(t *testing.T) {
 // TestRBACVerbs is the list of permissions: a change here is a change of what weft may do in every cluster.
 func TestRBACVerbs(t *testing.T) {
 	want := []string{
+		"configmaps get,list,watch only coredns-custom",
 		"configmaps get,update only weft-load-balancer",
 		"discovery.k8s.io/endpointslices get,list,watch",
 		"events create,patch",
@@ -132,6 +133,7 @@ func TestRBACVerbs(t *testing.T) {
 		"nodes get,list,watch",
 		"pods get,list,watch",
 		"secrets get,list,watch only weft-bgp",
+		"services create",
 		"services get,list,watch",
 		"services/status update",
 		"weft.network/bgppeers get,list,watch",

@@ -93,7 +93,7 @@ func newApp(out io.Writer) *cli.App {
 		Suggest:              true,
 		HideHelpCommand:      true,
 		Commands: append([]*cli.Command{
-			statusCommand(), ipamCommand(), serviceCommand(), lbCommand(), bgpCommand(), policyCommand(), observeCommand(), traceCommand(), daemonCommand(),
+			statusCommand(), ipamCommand(), serviceCommand(), dnsCommand(), lbCommand(), bgpCommand(), policyCommand(), observeCommand(), traceCommand(), daemonCommand(),
 			installCommand(), uninstallCommand(), configCommand(),
 			labCommand(), completionCommand(),
 		}, labProcesses()...),

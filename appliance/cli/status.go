@@ -54,6 +54,9 @@ func printStatus(p *printer, s *appliance.Status) {
 	if s.BGP != nil {
 		p.row("BGP", bgpLine(p, s.BGP))
 	}
+	if v := s.Services; v != nil {
+		p.row("Services", fmt.Sprintf("%d served, to %d endpoints; the kernel tracks %d of at most %d connections", v.Served, v.Endpoints, v.Tracked, v.Trackable))
+	}
 	if len(s.Fabric.Peers) > 0 {
 		p.line("")
 		p.row("PEER", "MODE", "ADDRESS", "POD RANGES", "RTT", "PATH MTU", "STATE")

@@ -89,6 +89,9 @@ func (k *Kubernetes) kinds(c kubernetes.Interface) []kind {
 	if k.options.Services {
 		all = append(all, k.serviceKinds(c)...)
 	}
+	if k.options.DNS != nil {
+		all = append(all, k.dnsKinds(c)...)
+	}
 	if k.options.Policies {
 		all = append(all, k.policyKinds(c)...)
 	}

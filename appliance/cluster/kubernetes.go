@@ -64,6 +64,8 @@ type KubernetesOptions struct {
 	BGP             bool
 	Secrets         []string
 	SecretNamespace string
+	// DNS is nil on a node without a DNS server.
+	DNS *DNSOptions
 	// Pools says whether LoadBalancerPools are watched.
 	Pools bool
 	// Allocate gives addresses to Services; it runs on one node at a time, until its context ends. nil leaves that to others.
@@ -259,6 +261,9 @@ func (k *Kubernetes) session(ctx context.Context) error {
 	}
 	if k.options.BGP {
 		reflectors.Go(func() { k.followSecrets(ctx, client) })
+	}
+	if k.options.DNS != nil && k.options.DNS.Create {
+		reflectors.Go(func() { k.ensureDNSService(ctx, client) })
 	}
 	if k.options.Allocate != nil {
 		reflectors.Go(func() { k.lead(ctx, client) })

@@ -51,6 +51,9 @@ func readers(o ManifestsOptions) map[string]reader {
 		all["v1/Namespace"] = read(convertNamespace, "")
 		all["networking.k8s.io/v1/NetworkPolicy"] = read(convertPolicy, metav1.NamespaceDefault)
 	}
+	if o.DNS {
+		all["v1/ConfigMap"] = read(convertConfigMap, metav1.NamespaceDefault)
+	}
 	if o.BGP {
 		all["v1/Secret"] = read(convertSecret, metav1.NamespaceDefault)
 	}

@@ -38,6 +38,8 @@ type ManifestsOptions struct {
 	Services bool
 	// Policies says whether NetworkPolicies and Namespaces are read too, and the Pods of all nodes.
 	Policies bool
+	// DNS says whether the ConfigMap of the DNS is read.
+	DNS bool
 	// Pools says whether LoadBalancerPools are read.
 	Pools bool
 	// BGP says the same of BGPPeers and of the Secrets that they, or these Secrets by name, refer to.
@@ -252,6 +254,7 @@ func (m *Manifests) merge() (*model.Snapshot, []error) {
 		Services: map[model.ServiceKey]*model.Service{}, Slices: map[model.SliceKey]*model.EndpointSlice{},
 		Namespaces: map[string]*model.Namespace{}, Policies: map[model.PolicyKey]*model.NetworkPolicy{},
 		Pools: map[string]*model.LoadBalancerPool{}, BGPPeers: map[string]*model.BGPPeer{}, Secrets: map[model.SecretKey]*model.Secret{},
+		ConfigMaps: map[model.ConfigMapKey]*model.ConfigMap{},
 	}
 	first := map[string]string{}
 	var problems []error
@@ -277,6 +280,8 @@ func (m *Manifests) merge() (*model.Snapshot, []error) {
 				all.Namespaces[value.Name] = value
 			case *model.NetworkPolicy:
 				all.Policies[value.Key()] = value
+			case *model.ConfigMap:
+				all.ConfigMaps[value.Key()] = value
 			case *model.LoadBalancerPool:
 				all.Pools[value.Name] = value
 			case *model.BGPPeer:
@@ -302,6 +307,7 @@ func (m *Manifests) apply(all *model.Snapshot) {
 		m.objects.services.replace(all.Services), m.objects.slices.replace(all.Slices),
 		m.objects.namespaces.replace(all.Namespaces), m.objects.policies.replace(all.Policies),
 		m.objects.pools.replace(all.Pools), m.objects.bgpPeers.replace(all.BGPPeers), m.objects.secrets.replace(all.Secrets),
+		m.objects.configMaps.replace(all.ConfigMaps),
 	}
 	if slices.Contains(changed, true) {
 		m.objects.touch()

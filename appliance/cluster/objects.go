@@ -28,6 +28,9 @@ type objects struct {
 	bgpPeers collection[string, model.BGPPeer]
 	pools    collection[string, model.LoadBalancerPool]
 	secrets  collection[model.SecretKey, model.Secret]
+
+	configMaps collection[model.ConfigMapKey, model.ConfigMap]
+
 	problems map[string][]string // by kind and name of the object
 	revision uint64
 
@@ -50,13 +53,14 @@ func newObjects(report func(string)) *objects {
 		namespaces: collection[string, model.Namespace]{items: map[string]*model.Namespace{}},
 		policies:   collection[model.PolicyKey, model.NetworkPolicy]{items: map[model.PolicyKey]*model.NetworkPolicy{}},
 
-		bgpPeers: collection[string, model.BGPPeer]{items: map[string]*model.BGPPeer{}},
-		pools:    collection[string, model.LoadBalancerPool]{items: map[string]*model.LoadBalancerPool{}},
-		secrets:  collection[model.SecretKey, model.Secret]{items: map[model.SecretKey]*model.Secret{}},
-		problems: map[string][]string{},
-		changed:  make(chan struct{}, 1),
-		refer:    make(chan struct{}, 1),
-		report:   report,
+		bgpPeers:   collection[string, model.BGPPeer]{items: map[string]*model.BGPPeer{}},
+		pools:      collection[string, model.LoadBalancerPool]{items: map[string]*model.LoadBalancerPool{}},
+		secrets:    collection[model.SecretKey, model.Secret]{items: map[model.SecretKey]*model.Secret{}},
+		configMaps: collection[model.ConfigMapKey, model.ConfigMap]{items: map[model.ConfigMapKey]*model.ConfigMap{}},
+		problems:   map[string][]string{},
+		changed:    make(chan struct{}, 1),
+		refer:      make(chan struct{}, 1),
+		report:     report,
 	}
 }
 
@@ -91,6 +95,7 @@ func (o *objects) snapshot() *model.Snapshot {
 		Revision: o.revision, Nodes: o.nodes.share(), Pods: o.pods.share(), Services: o.services.share(), Slices: o.slices.share(),
 		Namespaces: o.namespaces.share(), Policies: o.policies.share(),
 		Pools: o.pools.share(), BGPPeers: o.bgpPeers.share(), Secrets: o.secrets.share(),
+		ConfigMaps: o.configMaps.share(),
 	}
 }
 

@@ -32,6 +32,8 @@ type DNS struct {
 	Servers  string `yaml:"servers"`
 	// LogEvery writes one query in so many to the log.
 	LogEvery int `yaml:"logEvery"`
+	// CreateService makes the Service kube-dns where there is none.
+	CreateService bool `yaml:"createService"`
 	// KubeletConfig is kubelet's own file, which knows what Pods are told.
 	KubeletConfig string `yaml:"kubeletConfig"`
 }
@@ -39,7 +41,7 @@ type DNS struct {
 func defaultDNS() DNS {
 	return DNS{
 		LocalAddresses: []netip.Addr{netip.MustParseAddr("169.254.20.10"), netip.MustParseAddr("fd00:169:254:20::10")},
-		TTL:            5, Pods: "insecure", KubeletConfig: "/var/lib/kubelet/config.yaml",
+		TTL:            5, Pods: "insecure", CreateService: true, KubeletConfig: "/var/lib/kubelet/config.yaml",
 	}
 }
 

@@ -73,6 +73,8 @@ type Snapshot struct {
 	// Secrets are those that other objects refer to.
 	Secrets map[SecretKey]*Secret
 	Pools   map[string]*LoadBalancerPool
+	// ConfigMaps are those that weft reads.
+	ConfigMaps map[ConfigMapKey]*ConfigMap
 }
 
 // Node returns the node of that name, or nil. It may be called on a nil Snapshot.

@@ -22,6 +22,8 @@ type stored struct {
 	Secrets    []*Secret        `json:"secrets,omitempty"`
 
 	Pools []*LoadBalancerPool `json:"loadBalancerPools,omitempty"`
+
+	ConfigMaps []*ConfigMap `json:"configMaps,omitempty"`
 }
 
 // MarshalJSON prints the Snapshot with its objects sorted by name.
@@ -68,6 +70,12 @@ func (s *Snapshot) MarshalJSON() ([]byte, error) {
 		out.Pools = append(out.Pools, v)
 	}
 	slices.SortFunc(out.Pools, func(a, b *LoadBalancerPool) int { return cmp.Compare(a.Name, b.Name) })
+	for _, v := range s.ConfigMaps {
+		out.ConfigMaps = append(out.ConfigMaps, v)
+	}
+	slices.SortFunc(out.ConfigMaps, func(a, b *ConfigMap) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
 	return json.Marshal(out)
 }
 
@@ -89,6 +97,7 @@ func (s *Snapshot) UnmarshalJSON(b []byte) error {
 		BGPPeers:   byKey(in.BGPPeers, func(p *BGPPeer) string { return p.Name }),
 		Secrets:    byKey(in.Secrets, (*Secret).Key),
 		Pools:      byKey(in.Pools, func(p *LoadBalancerPool) string { return p.Name }),
+		ConfigMaps: byKey(in.ConfigMaps, (*ConfigMap).Key),
 	}
 	return nil
 }

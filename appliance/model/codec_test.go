@@ -31,6 +31,7 @@ func TestSnapshotRoundTrip(t *testing.T) {
 		Policies:   map[PolicyKey]*NetworkPolicy{policy.Key(): policy},
 		BGPPeers:   map[string]*BGPPeer{"tor": {Name: "tor", Address: netip.MustParseAddr("192.0.2.1"), ASN: 1, PasswordSecret: &SecretRef{"s", "k"}}},
 		Secrets:    map[SecretKey]*Secret{{"kube-system", "s"}: {Namespace: "kube-system", Name: "s", Data: map[string][]byte{"k": []byte("pw")}}},
+		ConfigMaps: map[ConfigMapKey]*ConfigMap{{"kube-system", "c"}: {Namespace: "kube-system", Name: "c", Data: map[string]string{"a.server": "x"}}},
 	}
 	text, err := json.Marshal(in)
 	if err != nil {

@@ -41,7 +41,7 @@ var serviceSetNames = [setKinds]struct{ name, comment string }{
 	setLimited:              {"limited", "Services with loadBalancerSourceRanges, for allowed sources"},
 	setInside:               {"inside", "policy Local, for this node and its Pods: endpoints anywhere"},
 	setOutside:              {"outside", "policy Local, for others: endpoints on this node"},
-	setEndpoints:            {"endpoints", "endpoints, numbered from 0"},
+	setEndpoints:            {"endpoints", "endpoints, numbered from 0, or by name where clients are remembered"},
 	setLocalEndpoints:       {"local_endpoints", "endpoints on this node, numbered from 0"},
 	setNodePorts:            {"nodeports", "node ports"},
 	setNodePortInside:       {"nodeport_inside", "policy Local, for this node and its Pods: endpoints anywhere"},

@@ -102,7 +102,7 @@ func (c conn) PodIndex(ip string) []*object.Pod {
 
 // GetNamespaceByName returns the namespace, or an error when there is none of that name.
 func (c conn) GetNamespaceByName(name string) (*object.Namespace, error) {
-	if p := c.picture(); p != nil && p.namespaces[name] > 0 {
+	if p := c.picture(); p != nil && p.namespace(name) {
 		return &object.Namespace{Name: name}, nil
 	}
 	return nil, errors.New("namespace not found")

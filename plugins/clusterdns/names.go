@@ -242,6 +242,11 @@ func (p *picture) service(namespace, name string) *model.Service {
 	return s
 }
 
+// namespace reports whether there is a namespace of that name.
+func (p *picture) namespace(name string) bool {
+	return p.namespaces[name] > 0 || p.snapshot.Namespaces[name] != nil
+}
+
 // published reports whether an endpoint has names. The API server's controller writes ready for every endpoint of a Service with
 // publishNotReadyAddresses; a file may not.
 func (p *picture) published(slice *model.EndpointSlice, e *model.Endpoint) bool {

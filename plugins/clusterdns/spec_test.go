@@ -42,6 +42,7 @@ func specWorld(t testing.TB) *world {
 	w.service(&model.Service{Namespace: "default", Name: "out", Type: "ExternalName", ExternalName: "example.org"})
 	w.service(&model.Service{Namespace: "default", Name: "alias", Type: "ExternalName", ExternalName: "web.default.svc.cluster.local"})
 	w.service(&model.Service{Namespace: "kube-system", Name: "kube-dns", Type: "ClusterIP", ClusterIPs: addrs("10.96.0.10", "fd00:96::a"), Ports: []model.ServicePort{{Name: "dns", Protocol: model.UDP, Port: 53}}})
+	w.objects.Namespaces = map[string]*model.Namespace{"quiet": {Name: "quiet"}}
 	w.names.SetServers(addrs("10.96.0.10", "169.254.20.10"))
 	w.publish()
 	return w
@@ -107,6 +108,8 @@ func TestSpecification(t *testing.T) {
 		{"nonsense.default.pod.cluster.local.", "A", "NXDOMAIN"},
 		// names on the way to others exist, and have nothing
 		{"default.svc.cluster.local.", "A", "NODATA"},
+		{"quiet.svc.cluster.local.", "A", "NODATA"},
+		{"10-1-2-3.quiet.pod.cluster.local.", "A", "10-1-2-3.quiet.pod.cluster.local. 5 IN A 10.1.2.3"},
 		{"svc.cluster.local.", "A", "NODATA"},
 		{"nowhere.svc.cluster.local.", "A", "NXDOMAIN"},
 		{"nope.default.svc.cluster.local.", "A", "NXDOMAIN"},

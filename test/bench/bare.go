@@ -90,6 +90,7 @@ func (l *Lab) barePod(ctx context.Context, node *Netns, nodeNumber, number, mtu 
 	if err != nil {
 		return nil, err
 	}
+	pod.node = node
 	pod.addr = netip.AddrFrom4([4]byte{10, 99, byte(nodeNumber + 1), byte(number + 2)})
 	hostMAC, podMAC := fmt.Sprintf("02:00:00:00:01:0%d", number), fmt.Sprintf("02:00:00:00:02:0%d", number)
 	err = node.run(ctx, fmt.Sprintf(`

@@ -29,6 +29,7 @@ type Sandbox struct {
 	name   string
 	addr   netip.Addr
 	hostIf string
+	node   *Netns // of a path made by hand
 }
 
 func (l *Lab) network(node *Netns, list []byte, plugins string) (*Network, error) {

@@ -31,6 +31,7 @@ type proxyNode struct {
 	kubeconfig     string
 	client, server *Sandbox
 	backends       []netip.Addr
+	affinity       string // of the target
 	cmd            *exec.Cmd
 	dir            string
 	ended          chan struct{}
@@ -48,7 +49,7 @@ func (l *Lab) proxyNode(ctx context.Context, kind string) (*proxyNode, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &proxyNode{Netns: n, lab: l, kind: kind}
+	p := &proxyNode{Netns: n, lab: l, kind: kind, affinity: "None"}
 	if err := n.run(ctx, "sysctl -qw net.ipv4.ip_forward=1\nip addr add 192.0.2.1/32 dev lo\nip route add unreachable default", nil); err != nil {
 		return nil, err
 	}
@@ -141,9 +142,13 @@ func (p *proxyNode) fill(count int) error {
 
 // put writes a Service and its endpoints.
 func (p *proxyNode) put(name string, a netip.Addr, ends []netip.Addr) error {
+	affinity, config := "None", map[string]any(nil)
+	if name == "target" && p.affinity != "None" {
+		affinity, config = p.affinity, map[string]any{"clientIP": map[string]any{"timeoutSeconds": 10800}}
+	}
 	err := p.api.put(pathServices, name, map[string]any{"spec": map[string]any{
 		"type": "ClusterIP", "clusterIP": a.String(), "clusterIPs": []string{a.String()}, "ipFamilies": []string{"IPv4"}, "ipFamilyPolicy": "SingleStack",
-		"internalTrafficPolicy": "Cluster", "sessionAffinity": "None", "ports": []any{
+		"internalTrafficPolicy": "Cluster", "sessionAffinity": affinity, "sessionAffinityConfig": config, "ports": []any{
 			map[string]any{"name": "peer", "protocol": "TCP", "port": peerPort, "targetPort": peerPort},
 			map[string]any{"name": "echo", "protocol": "TCP", "port": 81, "targetPort": echoPort},
 		}[:1+btoi(name == "target")],

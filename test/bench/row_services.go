@@ -14,6 +14,11 @@ func init() {
 			"tables in namespaces that are alike; each connection is closed after its first byte; one processor",
 		Run: runServicesConnect,
 	})
+	register(62, Row{
+		Name:  "services-affinity",
+		About: "the same connections to a ClusterIP with sessionAffinity ClientIP, from a client that is remembered, with 10 Services",
+		Run:   runServicesAffinity,
+	})
 	register(61, Row{
 		Name:  "services-program",
 		About: "a start with 10,000 Services of three endpoints until the last one answers; then one endpoint changes in the API until a connection goes to the new one",
@@ -91,6 +96,41 @@ func runServicesConnect(ctx context.Context, lab *Lab) ([]Result, error) {
 		out = append(out, compare("weft with "+many+" Services, connections", "k/s", flat[i+1], "weft with 10 Services", flat[0], ratioAtLeast(0.95)))
 	}
 	return out, nil
+}
+
+func runServicesAffinity(ctx context.Context, lab *Lab) ([]Result, error) {
+	var arms []arm
+	for _, side := range []struct{ kind, affinity string }{{proxyWeft, "ClientIP"}, {proxyWeft, "None"}, {proxyNftables, "ClientIP"}} {
+		n, err := lab.proxyNode(ctx, side.kind)
+		if err != nil {
+			return nil, err
+		}
+		n.affinity = side.affinity
+		if err := n.fill(10); err != nil {
+			return nil, err
+		}
+		if _, err := n.start(ctx, proxyPatience); err != nil {
+			return nil, err
+		}
+		peers, err := lab.Peers(n.client, n.server)
+		if err != nil {
+			return nil, err
+		}
+		peers.server = target
+		arms = append(arms, func(ctx context.Context) (float64, error) {
+			per := lab.Sized(1500, 100)
+			took, _, err := peers.connect(ctx, [2]int{0, 0}, 20, per)
+			return float64(per) / took.Seconds() / 1000, err
+		})
+	}
+	s, err := interleave(ctx, lab.Rounds(30), arms...)
+	if err != nil {
+		return nil, err
+	}
+	return []Result{
+		compare("ClusterIP with sessionAffinity, connections", "k/s", s[0], "weft without", s[1], noBudget),
+		compare("ClusterIP with sessionAffinity, connections", "k/s", s[0], proxyNftables+" with it", s[2], noBudget),
+	}, nil
 }
 
 func runServicesProgram(ctx context.Context, lab *Lab) ([]Result, error) {

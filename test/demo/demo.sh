@@ -183,6 +183,27 @@ prove "a Service's address leads to both Pods, and they see the client's own add
 from_outside() { weft lab exec outside -- weft lab-pod get "http://172.30.1.11:30080/" >/dev/null; }
 prove "its node port answers a host outside of the cluster" from_outside
 
+say "Why does it connect? weft trace asks weft's tables and the kernel's"
+show "weft lab exec node1 -- weft trace default/web1 default/web:80"
+traced() { [ "$rc" = 0 ] && grep -q 'reaches one of 2 endpoints' <<<"$out" && grep -q 'The kernel of node1 agrees' <<<"$out"; }
+prove "weft trace names the rules and both endpoints, and the kernel agrees" traced
+show "weft lab daemon kill node1; weft lab exec node1 -- nft flush map inet weft_services endpoints4"
+show "weft lab exec node1 -- weft trace default/web1 default/web:80 | tail -n 5"
+differs() { grep -q 'endpoints4 lacks 10.96.0.80' <<<"$out"; }
+prove "with the daemon dead and an endpoint gone from the kernel, weft trace says so" differs
+show "weft lab daemon start node1"
+repaired() { for _ in $(seq 50); do weft lab exec node1 -- weft trace default/web1 default/web:80 >/dev/null 2>&1 && return; sleep 0.1; done; return 1; }
+prove "the daemon is back and has repaired it" repaired
+
+say "sessionAffinity: a client keeps its endpoint, for as long as the Service says"
+sed -i 's/spec: {type: NodePort,/spec: {sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}, type: NodePort,/' "/run/weft-lab/$WEFT_LAB/manifests/web.yaml"
+sticky() { weft lab exec node1 -- weft service list -o json | jq -e '.[0].ports[0].affinityTimeout == 60' >/dev/null; }
+for _ in $(seq 50); do sticky && break; sleep 0.1; done
+answers=$(for _ in $(seq 20); do weft lab exec web1 -- weft lab-pod get http://10.96.0.80/; done | jq -r .pod | sort -u)
+show "weft lab exec node1 -- nft list map inet weft_services affinity4"
+kept() { [ "$(wc -l <<<"$answers")" = 1 ] && grep -q 'timeout 1m' <<<"$out"; }
+prove "20 connections of one client went to one Pod, and the kernel forgets the client by itself" kept
+
 say "An address for a load balancer: the router, a host of the nodes' segment, asks for it by ARP"
 cat > "/run/weft-lab/$WEFT_LAB/manifests/pool.yaml" <<YAML
 apiVersion: weft.network/v1alpha1
@@ -211,6 +232,45 @@ show "weft lab exec router -- weft lab-pod get http://$vip/"
 taken_over() { [ "$rc" = 0 ] && weft lab exec $other -- weft lb list -o json | jq -e --arg other $other '.[0].addresses[0].l2[0].node == $other' >/dev/null; }
 prove "its daemon is gone: $other answers instead, $took ms later" taken_over
 show "weft lab daemon start $owner"
+
+say "Default deny, then allow"
+policies() { cat > "/run/weft-lab/$WEFT_LAB/manifests/policies.yaml"; }
+asks() { weft lab exec "$1" -- weft lab-pod get --timeout 400ms "http://$(address web1 1):8080/" >/dev/null 2>&1; }
+asks neighbour && asks web2 && opened=yes
+policies <<YAML
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: default-deny, namespace: default}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+YAML
+for _ in $(seq 50); do asks neighbour || break; sleep 0.1; done
+denied() { [ "$opened" = yes ] && ! asks neighbour && ! asks web2 && weft lab exec node1 -- weft lab-pod get "http://$(address web1 1):8080/" >/dev/null; }
+prove "a default-deny policy stops every Pod, and not the Pod's own node" denied
+show "weft lab exec node1 -- weft observe --drops --once"
+why=$out
+show "weft lab exec node1 -- weft trace default/neighbour default/web1:8080"
+explained() { grep -q 'dropped ingress: default/neighbour -> default/web1 tcp/8080: .*isolated for ingress by default/default-deny' <<<"$why" && grep -q 'policy: .*isolated for ingress by default/default-deny' <<<"$out"; }
+prove "the drop record and the trace name the Pods, the policy and the reason" explained
+policies <<YAML
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: default-deny, namespace: default}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: allow-web2, namespace: default}
+spec:
+  podSelector: {}
+  ingress: [{from: [{ipBlock: {cidr: $(address web2 1)/32}}], ports: [{port: 8080}]}]
+YAML
+for _ in $(seq 50); do asks web2 && break; sleep 0.1; done
+show "weft lab exec node1 -- weft policy show web1"
+show "weft lab exec node1 -- nft list set ip weft_policy in_cidr"
+allowed() { asks web2 && ! asks neighbour; }
+prove "one more policy lets web2 in, and nobody else" allowed
+: | policies
+for _ in $(seq 50); do asks neighbour && break; sleep 0.1; done
 
 say "The daemons are killed on both ends of a conversation"
 printf '%s$ %s%s\n' "$bold" "weft lab exec web1 -- weft lab-pod load http://$target:8080/ &" "$plain"

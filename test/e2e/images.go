@@ -22,7 +22,6 @@ const (
 	glibcImage      = "registry.k8s.io/e2e-test-images/glibc-dns-testing:2.1.1"
 	nginxImage      = "registry.k8s.io/e2e-test-images/nginx:1.27.0-2"
 	regressionImage = "registry.k8s.io/e2e-test-images/regression-issue-74839:1.5"
-	corednsImage    = "localhost/coredns:e2e" // ours: coredns.yaml names it
 )
 
 // image is a container image of the test cluster.
@@ -65,7 +64,6 @@ func (c *Cluster) suiteImages() ([]image, error) {
 	return []image{
 		{PauseImage, []string{pause}, "/pause", nil},
 		{AgnhostImage, []string{debian, agnhost, coredns}, "/agnhost", []string{"pause"}}, // it is the suite's DNS server too
-		{corednsImage, []string{coredns}, "/coredns", nil},
 		{busyboxImage, []string{debian}, "", []string{"sh"}},
 		{glibcImage, []string{debian}, "", []string{"bash"}},
 		// The suite only wants a server on port 80.

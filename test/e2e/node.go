@@ -84,7 +84,7 @@ func (c *Cluster) writeNodeFiles(node *Node) error {
 	files := map[string]string{
 		pkiFolder + "/ca.crt":          c.authority.pem,
 		"/etc/kubernetes/kubelet.conf": kubeconfig,
-		"/etc/kubernetes/kubelet.yaml": kubeletConfig,
+		"/var/lib/kubelet/config.yaml": kubeletConfig,
 		"/etc/containerd/config.toml":  containerdConfig,
 		"/etc/resolv.conf":             fmt.Sprintf("nameserver %s\n", addressIn(underlay4, 1)),
 	}
@@ -110,7 +110,7 @@ func (c *Cluster) startKubelet(node *Node) error {
 		return err
 	}
 	kubelet, err := node.Start("kubelet", "kubelet",
-		"--config=/etc/kubernetes/kubelet.yaml", "--kubeconfig=/etc/kubernetes/kubelet.conf", "--hostname-override="+node.name,
+		"--config=/var/lib/kubelet/config.yaml", "--kubeconfig=/etc/kubernetes/kubelet.conf", "--hostname-override="+node.name,
 		"--node-labels=topology.kubernetes.io/zone=zone-"+node.name, // each node is a zone: only so traffic can prefer one
 		fmt.Sprintf("--node-ip=%s,%s", node.address[0], node.address[1]))
 	if err != nil {

@@ -25,11 +25,8 @@ var leftOut = []struct{ pattern, reason string }{
 	{`\[Feature:KubeProxyNFAcct\]|\[Feature:LocalhostNodePorts\]|\] KubeProxy `, "it looks into kube-proxy's iptables mode"},
 	{`\[Provider:|\[Disruptive\]`, "it logs in to the nodes of a cloud"},
 	{`rejected for evicted pods`, "it waits for a Pod to be evicted for its use of the disk, which the kubelet cannot measure here"},
-	{`\] DNS configMap `, "it changes the configuration of a CoreDNS with a forwarder"},
+	{`\] DNS configMap `, "it changes the configuration of a CoreDNS Deployment with a forwarder"},
 }
-
-//go:embed coredns.yaml
-var corednsObjects string
 
 //go:embed known-failures.txt
 var knownFailuresText string
@@ -51,9 +48,6 @@ type suiteResult struct {
 // RunSuite runs the tests of the official suite whose names match focus and not skip, one after the other. It returns
 // the results of all that were started, and an error when the suite did not come to its end.
 func (c *Cluster) RunSuite(focus, skip string) ([]suiteResult, error) {
-	if err := c.startDNS(); err != nil {
-		return nil, err
-	}
 	// On the switch: neither a node nor a Pod, like a client outside of the cluster.
 	config, err := os.ReadFile(c.Nodes[0].Path(adminConfig))
 	if err != nil {
@@ -91,15 +85,6 @@ func (c *Cluster) RunSuite(focus, skip string) ([]suiteResult, error) {
 	}
 	results, err := readReport(content)
 	return results, errors.Join(ended, err)
-}
-
-// startDNS runs a cluster DNS as most clusters have it, behind a Service.
-func (c *Cluster) startDNS() error {
-	if err := c.Apply(corednsObjects); err != nil {
-		return err
-	}
-	_, err := c.Kubectl("--namespace=kube-system", "rollout", "status", "deployment/coredns", "--timeout=50s")
-	return err
 }
 
 // readReport reads the tests that were run, or skipped themselves, from a report in JUnit's format.

@@ -81,6 +81,13 @@ func TestDNS(t *testing.T) {
 		t.Errorf("the rules are\n%s", out)
 	}
 
+	if out := s.out("node1", "weft dns query --from "+client+" web"); !strings.Contains(out, webService) || !strings.Contains(out, "picture of the cluster") {
+		t.Errorf("weft dns query: %s", out)
+	}
+	if out := s.out("node1", "weft dns stats"); !strings.Contains(out, lab.ClusterDNS) || !strings.Contains(out, "NXDOMAIN") {
+		t.Errorf("weft dns stats: %s", out)
+	}
+
 	var took []time.Duration
 	for i := range 10 {
 		want := []string{fmt.Sprintf("10.244.9.%d", i+1), fmt.Sprintf("10.244.9.%d", i+101)}

@@ -114,3 +114,41 @@ func TestDefaultDenyThenAllow(t *testing.T) {
 		t.Errorf("without policies the tables are still there:\n%s", out)
 	}
 }
+
+// TestPolicyAndDNS: the node's own DNS counts as Pods k8s-app=kube-dns in kube-system: a default-deny for egress stops queries, is
+// pointed out, and the usual rule lets them through, with and without TCP, at every address.
+func TestPolicyAndDNS(t *testing.T) {
+	s := tell(t, lab.Options{Nodes: 1})
+	web := s.labelled("node1", "web")[0]
+	s.serve(web)
+	asks := func(works bool) func() error {
+		return func() error {
+			for _, server := range []string{lab.ClusterDNS, localDNS, lab.ClusterDNS6} {
+				for _, more := range [][]string{{"--timeout", "500ms"}, {"--timeout", "500ms", "--tcp"}} {
+					a, err := s.lookup(web.FullName(), server, "A", "web.default.svc.cluster.local", more...)
+					if (err == nil && len(a.Data) == 1) != works {
+						return fmt.Errorf("%s %v: %v %v, want success %v", server, more, a, err, works)
+					}
+				}
+			}
+			return nil
+		}
+	}
+	s.eventually("the DNS answers", 10*time.Second, asks(true))
+	s.policy("default-deny", "{podSelector: {}, policyTypes: [Egress]}")
+	s.eventually("queries are denied", policyTime, asks(false))
+	if _, err := s.lookup("node1", lab.ClusterDNS, "A", "web.default.svc.cluster.local"); err != nil {
+		t.Errorf("the node itself gets no answer: %v", err)
+	}
+	for _, command := range []string{"weft status", "weft policy show web"} {
+		out, _ := s.Output(s.ctx, "node1", strings.Fields(command)...)
+		if !strings.Contains(out, "k8s-app=kube-dns in kube-system") {
+			t.Errorf("%s does not say that the policy blocks the DNS:\n%s", command, out)
+		}
+	}
+	s.policy("dns", `{podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, podSelector: {matchLabels: {k8s-app: kube-dns}}}], ports: [{port: 53, protocol: UDP}, {port: dns-tcp}]}]}`)
+	s.eventually("the usual rule lets queries through", policyTime, asks(true))
+	if out, _ := s.Output(s.ctx, "node1", "weft", "status"); strings.Contains(out, "k8s-app=kube-dns") {
+		t.Errorf("weft status still says that the policy blocks the DNS:\n%s", out)
+	}
+}

@@ -27,6 +27,10 @@ type classes struct {
 	adopted map[netip.Addr]ID
 	// version grows when the list of classes changes.
 	version int
+	// lists are the classes that have an attribute, as of version listed; changedAt is in which version a list was last another one.
+	lists     map[int32][]*Class
+	changedAt map[int32]int
+	listed    int
 	// lost grows when a Pod loses a selector that is still asked for.
 	lost int
 }
@@ -98,51 +102,68 @@ func namespaceLabels(all map[string]*model.Namespace, name string) map[string]st
 	return map[string]string{"kubernetes.io/metadata.name": name}
 }
 
+// What has to be sorted again.
+const (
+	nothing = iota
+	someSelectors
+	everything
+)
+
 // update sorts the endpoints. Where nothing but some endpoints changed, only those are looked at.
 func (c *classes) update(w *who, moved bool, namespaces map[string]*model.Namespace, active []*selector, named []portName, sel *selectors) {
-	again := !slices.Equal(active, c.active) || !slices.Equal(named, c.named)
-	if !again && !sameMap(namespaces, c.namespaces) {
-		again = !maps.EqualFunc(namespaces, c.namespaces, func(a, b *model.Namespace) bool { return maps.Equal(a.Labels, b.Labels) })
+	again := nothing
+	if !slices.Equal(active, c.active) {
+		again = someSelectors
+	}
+	if !slices.Equal(named, c.named) || !sameMap(namespaces, c.namespaces) &&
+		!maps.EqualFunc(namespaces, c.namespaces, func(a, b *model.Namespace) bool { return maps.Equal(a.Labels, b.Labels) }) {
+		again = everything
 	}
 	c.namespaces = namespaces
-	if !again && !moved && c.of != nil {
+	if again == nothing && !moved && c.of != nil {
 		return
 	}
+	before := c.active
 	c.active, c.named = active, named
-	before := c.of
-	c.of = make(map[*endpoint]*Class, len(before))
-	if again || before == nil {
-		c.spaces = map[string]*space{}
+	switch {
+	case again == everything || c.of == nil:
+		old := c.of
+		c.of, c.spaces = make(map[*endpoint]*Class, len(w.endpoints)), map[string]*space{}
 		c.regroup(w, sel)
-	} else {
-		for _, e := range w.endpoints {
-			class, known := before[e]
-			if !known {
-				class = c.class(c.picks(e, c.space(e.ref.Namespace), sel), sel)
-			}
-			c.of[e] = class
+		for e := range c.of {
+			c.compare(w, e, old)
+		}
+		for a := range w.owners {
+			w.touched[a] = true
+		}
+	case again == someSelectors:
+		c.split(w, before, sel)
+		fallthrough
+	default:
+		for _, e := range w.came {
+			c.of[e] = c.class(c.picks(e, c.space(e.ref.Namespace), sel), sel)
+			c.compare(w, e, c.of)
 		}
 	}
-	c.compare(w, before)
+	for _, e := range w.went {
+		delete(c.of, e)
+	}
 	c.publish(w)
 }
 
-// compare notes whether any endpoint lost a selector.
-func (c *classes) compare(w *who, before map[*endpoint]*Class) {
-	for e, now := range c.of {
-		was := before[e]
-		if old := w.former[e]; old != nil && slices.ContainsFunc(e.addr, func(a netip.Addr) bool { return slices.Contains(old.addr, a) }) {
-			was = before[old]
-		}
-		if was == nil || was == now {
-			continue
-		}
-		for _, s := range c.active {
-			had := containsSorted(was.attributes, s.attribute)
-			if has := now != nil && containsSorted(now.attributes, s.attribute); had && !has {
-				c.lost++
-				return
-			}
+// compare notes whether an endpoint lost a selector that is still asked for.
+func (c *classes) compare(w *who, e *endpoint, before map[*endpoint]*Class) {
+	was, now := before[e], c.of[e]
+	if old := w.former[e]; old != nil && slices.ContainsFunc(e.addr, func(a netip.Addr) bool { return slices.Contains(old.addr, a) }) {
+		was = before[old]
+	}
+	if was == nil || was == now {
+		return
+	}
+	for _, s := range c.active {
+		if containsSorted(was.attributes, s.attribute) && (now == nil || !containsSorted(now.attributes, s.attribute)) {
+			c.lost++
+			return
 		}
 	}
 }
@@ -284,28 +305,38 @@ func (c *classes) regroup(w *who, sel *selectors) {
 
 // publish brings the peers up to date, copying only the groups with a change.
 func (c *classes) publish(w *who) {
-	var want [Shards]map[netip.Addr]Peer
-	for e, class := range c.of {
-		if class == nil {
+	var copies [Shards]map[netip.Addr]Peer
+	for a := range w.touched {
+		i := ShardOf(a)
+		want, is := Peer{}, false
+		if e := w.owner(a); e != nil && c.of[e] != nil {
+			want, is = Peer{e.ref.Key(), c.of[e]}, true
+		}
+		var have Peer
+		had := false
+		if c.peers[i] != nil {
+			have, had = c.peers[i].Peers[a]
+		}
+		if is == had && want == have {
 			continue
 		}
-		for _, a := range e.addr {
-			if w.seen[a] != e {
-				continue
+		if copies[i] == nil {
+			copies[i] = map[netip.Addr]Peer{}
+			if c.peers[i] != nil {
+				maps.Copy(copies[i], c.peers[i].Peers)
 			}
-			s := ShardOf(a)
-			if want[s] == nil {
-				want[s] = map[netip.Addr]Peer{}
-			}
-			want[s][a] = Peer{e.ref.Key(), class}
+		}
+		if copies[i][a] = want; !is {
+			delete(copies[i], a)
 		}
 	}
-	for i := range want {
-		switch have := c.peers[i]; {
-		case len(want[i]) == 0:
+	for i, peers := range copies {
+		switch {
+		case peers == nil:
+		case len(peers) == 0:
 			c.peers[i] = nil
-		case have == nil || !maps.Equal(have.Peers, want[i]):
-			c.peers[i] = &Shard{want[i]}
+		default:
+			c.peers[i] = &Shard{peers}
 		}
 	}
 }

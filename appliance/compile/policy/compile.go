@@ -87,10 +87,7 @@ func (c *Compiler) parse(policies map[model.PolicyKey]*model.NetworkPolicy) {
 func (c *Compiler) choose(again bool) {
 	before := c.chosen
 	c.chosen = make(map[*endpoint][]*parsed, len(before))
-	for _, e := range c.who.endpoints {
-		if !e.own {
-			continue
-		}
+	for e := range c.who.own {
 		list, known := before[e]
 		if again || !known {
 			var now []*parsed
@@ -145,19 +142,20 @@ func (c *Compiler) wanted() ([]*selector, []portName) {
 func (c *Compiler) filter() {
 	before := c.filters
 	c.filters = make(map[netip.Addr]*made, len(before))
-	byAttribute := c.classes.byAttribute()
+	c.classes.list()
 	for e, list := range c.chosen {
 		for _, addr := range e.addr {
-			if c.who.seen[addr] != e {
+			if c.who.owner(addr) != e {
 				c.closeShared(addr, e, list)
 				continue
 			}
 			old := before[addr]
-			if old != nil && old.endpoint == e && sameSlice(old.chosen, list) && old.version == c.classes.version {
+			if old != nil && old.endpoint == e && sameSlice(old.chosen, list) && !c.classes.changed(list, old.version) {
+				old.version = c.classes.version
 				c.filters[addr] = old
 				continue
 			}
-			now := c.filterOf(e, addr, list, byAttribute)
+			now := c.filterOf(e, addr, list, c.classes.lists)
 			if old != nil && reflect.DeepEqual(now, old.filter) {
 				now = old.filter
 			}
@@ -220,7 +218,7 @@ func (c *Compiler) publish(in Input) *Filters {
 		out.Classes = append(out.Classes, class)
 	}
 	slices.SortFunc(out.Classes, func(a, b *Class) int { return cmp.Compare(a.ID, b.ID) })
-	out.Problems = append(c.problems(), c.who.problems...)
+	out.Problems = append(c.problems(), c.who.problems()...)
 	c.result = out
 	return out
 }

@@ -19,6 +19,35 @@ func (c *classes) byAttribute() map[int32][]*Class {
 	return out
 }
 
+// list keeps byAttribute up to date, and notes which of its lists changed.
+func (c *classes) list() {
+	if c.lists != nil && c.listed == c.version {
+		return
+	}
+	now, at := c.byAttribute(), map[int32]int{}
+	for a, list := range now {
+		if at[a] = c.changedAt[a]; !slices.Equal(list, c.lists[a]) {
+			at[a] = c.version
+		}
+	}
+	for a := range c.lists {
+		if now[a] == nil {
+			at[a] = c.version
+		}
+	}
+	c.lists, c.changedAt, c.listed = now, at, c.version
+}
+
+// changed reports whether any class that policies ask about is another one than it was in a version.
+func (c *classes) changed(list []*parsed, version int) bool {
+	if version == c.version {
+		return false
+	}
+	return slices.ContainsFunc(list, func(p *parsed) bool {
+		return slices.ContainsFunc(p.attributes, func(a int32) bool { return c.changedAt[a] > version })
+	})
+}
+
 // filterOf makes the filter of one address; nil when no policy isolates it.
 func (c *Compiler) filterOf(e *endpoint, addr netip.Addr, list []*parsed, byAttribute map[int32][]*Class) *Filter {
 	f := &Filter{Pod: e.ref, Addr: addr}

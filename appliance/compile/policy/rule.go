@@ -52,6 +52,8 @@ type rule struct {
 type parsed struct {
 	policy *model.NetworkPolicy
 	rules  [2][]rule
+	// attributes are those of its selectors; 0, which every class has, when the names of its ports depend on the peers.
+	attributes []int32
 }
 
 func (p *parsed) isolates(d Direction) bool {
@@ -144,6 +146,16 @@ func (s *selectors) parse(p *model.NetworkPolicy) *parsed {
 	}
 	for i := range p.Egress {
 		out.rules[Egress] = append(out.rules[Egress], s.rule(p.Namespace, &p.Egress[i]))
+	}
+	for d := range out.rules {
+		for _, r := range out.rules[d] {
+			for _, sel := range r.selectors {
+				out.attributes = append(out.attributes, sel.attribute)
+			}
+			if len(r.named) > 0 {
+				out.attributes = append(out.attributes, 0)
+			}
+		}
 	}
 	return out
 }
