@@ -73,7 +73,7 @@ func (k *Kubernetes) ensureDNSService(ctx context.Context, client kubernetes.Int
 			pause(ctx, dnsLook)
 			continue
 		}
-		_, err := client.CoreV1().Services(DNSNamespace).Create(ctx, dnsService(k.options.DNS.Addresses), metav1.CreateOptions{})
+		_, err := client.CoreV1().Services(DNSNamespace).Create(ctx, dnsService(k.dnsAddresses()), metav1.CreateOptions{})
 		switch {
 		case err == nil || apierrors.IsAlreadyExists(err) || ctx.Err() != nil:
 			pause(ctx, dnsLook) // it will be heard of
@@ -84,6 +84,25 @@ func (k *Kubernetes) ensureDNSService(ctx context.Context, client kubernetes.Int
 			pause(ctx, dnsLook)
 		}
 	}
+}
+
+// dnsAddresses are what the Service gets: what this node's kubelet tells Pods, or else by convention the tenth address of the range
+// of Services, of which the API server's own Service has the first.
+func (k *Kubernetes) dnsAddresses() []netip.Addr {
+	if len(k.options.DNS.Addresses) > 0 {
+		return k.options.DNS.Addresses
+	}
+	k.objects.mu.Lock()
+	defer k.objects.mu.Unlock()
+	api := k.objects.services.items[model.ServiceKey{Namespace: metav1.NamespaceDefault, Name: "kubernetes"}]
+	if api == nil || len(api.ClusterIPs) == 0 {
+		return nil
+	}
+	a := api.ClusterIPs[0]
+	for range 9 {
+		a = a.Next()
+	}
+	return []netip.Addr{a}
 }
 
 // hasDNSService looks for the Service by its name and by the label that everybody gives it.
@@ -129,6 +148,6 @@ func dnsService(addrs []netip.Addr) *corev1.Service {
 type DNSOptions struct {
 	// Create makes the Service kube-dns where there is none.
 	Create bool
-	// Addresses are what it gets, at most one per family; without any the API server chooses.
+	// Addresses are what it gets, at most one per family; without any it is the tenth of the range, as everywhere.
 	Addresses []netip.Addr
 }

@@ -59,6 +59,17 @@ func TestDNSServiceIsMade(t *testing.T) {
 	}
 }
 
+// TestDNSServiceAddress takes the tenth address of the range when nothing else is known.
+func TestDNSServiceAddress(t *testing.T) {
+	for first, want := range map[string]string{"10.43.0.1": "10.43.0.10", "fd00:96::1": "fd00:96::a"} {
+		k := dnsSource(t, &model.Service{Namespace: "default", Name: "kubernetes", ClusterIPs: []netip.Addr{netip.MustParseAddr(first)}})
+		k.options.DNS.Addresses = nil
+		if got := k.dnsAddresses(); len(got) != 1 || got[0].String() != want {
+			t.Errorf("beside %s: %v, want %s", first, got, want)
+		}
+	}
+}
+
 // TestDNSServiceIsAdopted leaves a Service alone that somebody else has made, under its name or with its label.
 func TestDNSServiceIsAdopted(t *testing.T) {
 	for _, s := range []*model.Service{

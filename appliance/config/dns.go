@@ -41,7 +41,7 @@ type DNS struct {
 func defaultDNS() DNS {
 	return DNS{
 		LocalAddresses: []netip.Addr{netip.MustParseAddr("169.254.20.10"), netip.MustParseAddr("fd00:169:254:20::10")},
-		TTL:            5, Pods: "insecure", CreateService: true, KubeletConfig: "/var/lib/kubelet/config.yaml",
+		TTL:            5, Pods: "insecure", CreateService: true, KubeletConfig: defaultKubelet,
 	}
 }
 
@@ -92,6 +92,13 @@ func ParseUpstream(text string) (netip.AddrPort, error) {
 	return ap, nil
 }
 
+// defaultKubelet is where kubeadm puts kubelet's file, bundledKubelets where distributions do that bring a kubelet of their own.
+const defaultKubelet = "/var/lib/kubelet/config.yaml"
+
+var bundledKubelets = []string{
+	"/var/lib/rancher/k3s/agent/etc/kubelet.conf.d/00-k3s-defaults.conf", "/var/lib/rancher/rke2/agent/etc/kubelet.conf.d/00-rke2-defaults.conf",
+}
+
 // Kubelet is what kubelet tells Pods about the DNS.
 type Kubelet struct {
 	ClusterDNS    []netip.Addr
@@ -102,6 +109,14 @@ type Kubelet struct {
 // ReadKubelet reads kubelet's file. That there is none is no error: kubelet may be a part of another program.
 func ReadKubelet(path string) (Kubelet, error) {
 	text, err := os.ReadFile(path)
+	if path == defaultKubelet {
+		for _, other := range bundledKubelets {
+			if errors.Is(err, fs.ErrNotExist) {
+				path = other
+				text, err = os.ReadFile(path)
+			}
+		}
+	}
 	if errors.Is(err, fs.ErrNotExist) || path == "" {
 		return Kubelet{}, nil
 	}

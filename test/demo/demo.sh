@@ -204,6 +204,22 @@ show "weft lab exec node1 -- nft list map inet weft_services affinity4"
 kept() { [ "$(wc -l <<<"$answers")" = 1 ] && grep -q 'timeout 1m' <<<"$out"; }
 prove "20 connections of one client went to one Pod, and the kernel forgets the client by itself" kept
 
+say "Names: the cluster's DNS on every node, with nothing deployed, and a restart of weftd under 5,000 questions a second"
+show "weft lab exec web1 -- cat /etc/resolv.conf"
+show "weft lab exec web1 -- weft lab-pod get http://web/"
+prove "a Pod finds the Service by its name" test "$rc" = 0
+show "weft lab exec node1 -- weft dns query --from web1 web"
+prove "a name of a search list is answered from memory" grep -q "picture of the cluster" <<<"$out"
+show "weft lab exec node1 -- nft list table inet weft_dns"
+weft lab exec web1 -- weft lab-pod dnsload --rate 5000 --for 3s 10.96.0.10 web.default.svc.cluster.local 10.96.0.80 > "$scratch/dnsload" 2>&1 &
+load=$!
+sleep 1
+show "weft lab daemon stop node1 && weft lab daemon start node1"
+wait "$load"
+lost=$?
+show "cat $scratch/dnsload"
+prove "a restart of weftd loses no question" test "$lost" = 0
+
 say "An address for a load balancer: the router, a host of the nodes' segment, asks for it by ARP"
 cat > "/run/weft-lab/$WEFT_LAB/manifests/pool.yaml" <<YAML
 apiVersion: weft.network/v1alpha1
