@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -20,6 +21,7 @@ import (
 	"weft.network/weft/appliance/compile/lb"
 	"weft.network/weft/appliance/config"
 	"weft.network/weft/appliance/kernel/l2"
+	"weft.network/weft/appliance/model"
 )
 
 // moveCounts are the counters of what happened to addresses.
@@ -76,7 +78,32 @@ func (d *Daemon) announcements() []lb.Announcement {
 	if !d.cfg.Has(config.RoleLB) {
 		return nil
 	}
-	return lb.Announcements(d.snapshot())
+	snap := d.snapshot()
+	c := &d.lb.told
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.holds(snap) {
+		c.list, c.local = lb.Announcements(snap), lb.AnyLocal(snap)
+	}
+	c.of = snap
+	return c.list
+}
+
+// announced remembers the announcements: most Snapshots differ in what does not matter to them.
+type announced struct {
+	mu    sync.Mutex
+	of    *model.Snapshot
+	list  []lb.Announcement
+	local bool // endpoints count
+}
+
+// holds reports whether the list is that of the Snapshot, too.
+func (c *announced) holds(s *model.Snapshot) bool {
+	if c.of == s || c.of == nil || s == nil {
+		return c.of == s && s != nil
+	}
+	return sameMap(c.of.Services, s.Services) && sameMap(c.of.Pools, s.Pools) && maps.Equal(c.of.Nodes, s.Nodes) &&
+		(!c.local || sameMap(c.of.Slices, s.Slices))
 }
 
 // addressMoved tells people and counters what happened on a segment.

@@ -69,6 +69,43 @@ type NodeRank struct {
 	Alive bool `json:"alive"`
 }
 
+// BalancerStatus counts what weft lb shows.
+type BalancerStatus struct {
+	Pools     int `json:"pools"`
+	Services  int `json:"services"`
+	Addresses int `json:"addresses"`
+	// Held are those that this node answers for, Waiting the Services that have none.
+	Held    int `json:"held"`
+	Waiting int `json:"waiting"`
+	// Allocator is true on the node that gives addresses out.
+	Allocator bool `json:"allocator"`
+}
+
+func (d *Daemon) balancerStatus() *BalancerStatus {
+	snap := d.snapshot()
+	if !d.cfg.Has(config.RoleLB) || snap == nil || len(snap.Pools) == 0 {
+		return nil
+	}
+	out := &BalancerStatus{Pools: len(snap.Pools)}
+	_, out.Allocator = d.lbResult()
+	for _, s := range d.LoadBalancers() {
+		if !s.Ours {
+			continue
+		}
+		out.Services++
+		out.Addresses += len(s.Addresses)
+		if len(s.Addresses) == 0 {
+			out.Waiting++
+		}
+	}
+	for _, st := range d.lb.announcer.Status() {
+		if st.Self {
+			out.Held++
+		}
+	}
+	return out
+}
+
 // LoadBalancers lists every Service of type LoadBalancer, sorted by name.
 func (d *Daemon) LoadBalancers() []LoadBalancerStatus {
 	snap := d.snapshot()

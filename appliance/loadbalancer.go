@@ -24,6 +24,7 @@ import (
 type loadBalancers struct {
 	announcer *announcer.Announcer
 	counts    moveCounts
+	told      announced
 	// laid is what assignAddresses did last, where nobody keeps the addresses in the cluster; only publish uses it.
 	laid laidOut
 

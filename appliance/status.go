@@ -29,6 +29,8 @@ type Status struct {
 	Warnings []string   `json:"warnings"`
 	// Services is nil without that role.
 	Services *ServicesStatus `json:"services,omitempty"`
+	// LoadBalancers is nil without a LoadBalancerPool.
+	LoadBalancers *BalancerStatus `json:"loadBalancers,omitempty"`
 }
 
 // ServicesStatus counts what this node serves, and the connections that its kernel tracks, whoever made them.
@@ -118,7 +120,7 @@ func (d *Daemon) Status() Status {
 			Mode: string(d.loop.Settings().Mode), PodCIDRs: loop.State.PodRanges, MTU: loop.State.PodMTU, Applied: loop.Applied,
 			Error: loop.Err, Rounds: loop.Rounds, Repairs: loop.Repairs, Peers: d.peerStatus(),
 		},
-		Warnings: d.warnings(),
+		LoadBalancers: d.balancerStatus(), Warnings: d.warnings(),
 	}
 	if bgp := d.BGP(context.Background(), false); d.bgp != nil && (bgp.On || len(bgp.Peers)+len(bgp.Problems) > 0 || bgp.Error != "") {
 		s.BGP = &bgp

@@ -57,6 +57,13 @@ func printStatus(p *printer, s *appliance.Status) {
 	if v := s.Services; v != nil {
 		p.row("Services", fmt.Sprintf("%d served, to %d endpoints; the kernel tracks %d of at most %d connections", v.Served, v.Endpoints, v.Tracked, v.Trackable))
 	}
+	if b := s.LoadBalancers; b != nil {
+		line := fmt.Sprintf("%d pools, %d Services with %d addresses, this node answers for %d", b.Pools, b.Services, b.Addresses, b.Held)
+		if b.Waiting > 0 {
+			line += ", " + p.paint(yellow, fmt.Sprintf("%d Services wait for one (weft lb list)", b.Waiting))
+		}
+		p.row("Balancers", line)
+	}
 	if len(s.Fabric.Peers) > 0 {
 		p.line("")
 		p.row("PEER", "MODE", "ADDRESS", "POD RANGES", "RTT", "PATH MTU", "STATE")

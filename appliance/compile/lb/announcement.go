@@ -58,7 +58,7 @@ func Announcements(snap *model.Snapshot) []Announcement {
 		}
 	}
 	readyNodes(snap, local)
-	a := announcer{snap: snap, local: local, pools: newPools(Input{Pools: snap.Pools, Nodes: snap.Nodes, Services: snap.Services})}
+	a := announcer{snap: snap, local: local, pools: newPools(Input{Pools: snap.Pools, Nodes: snap.Nodes})}
 	out := make([]Announcement, 0, len(byAddr))
 	for addr, services := range byAddr {
 		slices.SortFunc(services, byAge)
@@ -66,6 +66,19 @@ func Announcements(snap *model.Snapshot) []Announcement {
 	}
 	slices.SortFunc(out, func(x, y Announcement) int { return x.Addr.Compare(y.Addr) })
 	return out
+}
+
+// AnyLocal reports whether the announcements depend on where endpoints are.
+func AnyLocal(snap *model.Snapshot) bool {
+	if snap == nil {
+		return false
+	}
+	for _, s := range snap.Services {
+		if s.Type == "LoadBalancer" && s.ExternalLocal && len(s.Ingress) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // readyNodes notes for each Service in the map which nodes have a ready endpoint of it.
