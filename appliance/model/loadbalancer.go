@@ -78,6 +78,9 @@ func BlockOf(p netip.Prefix) AddressBlock {
 	return AddressBlock{First: p.Addr(), Last: addr}
 }
 
+// ReasonNode is the Reason of an Allocation whose addresses are those of nodes.
+const ReasonNode = "NodeAddress"
+
 // Allocation is what weft has told the users of a Service about its load-balancer addresses (a condition in its status).
 type Allocation struct {
 	OK      bool   `json:"ok"`

@@ -53,7 +53,7 @@ var serviceSetNames = [setKinds]struct{ name, comment string }{
 	setNodePortChoices:      {"nodeport_choices", "the same for node ports"},
 	setNodePortLocalChoices: {"nodeport_local_choices", "the same for node ports and endpoints on this node"},
 	setAllowed:              {"allowed_sources", "loadBalancerSourceRanges"},
-	setClusterIPs:           {"cluster_ips", "ClusterIPs, on which every port without a Service is refused"},
+	setClusterIPs:           {"cluster_ips", "addresses of Services alone, on which every port without a Service is refused"},
 	setHairpin:              {"hairpin", "Pods that may reach themselves through a Service"},
 }
 
@@ -148,7 +148,7 @@ func (l *elementList) frontend(f *service.Frontend) {
 	} else {
 		key = Tuple(Addr(f.Addr), key)
 	}
-	if f.Kind == service.ClusterIP {
+	if f.Kind == service.ClusterIP || f.Alone {
 		l.add(setClusterIPs, Element{Key: Addr(f.Addr)})
 	}
 	node := f.Kind == service.NodePort

@@ -193,7 +193,7 @@ func TestLoadBalancerNodeAddresses(t *testing.T) {
 	s.expose("web", 80, "", web...)
 	node, err := s.Node("node1")
 	s.no(err)
-	if b := s.becomes("node1", "web", "Allocated"); len(b.Addresses) != 2 || b.Addresses[0].Address != node.Addresses[0] {
+	if b := s.becomes("node1", "web", "NodeAddress"); len(b.Addresses) != 2 || b.Addresses[0].Address != node.Addresses[0] {
 		t.Errorf("got %+v, want %v", b, node.Addresses)
 	}
 	s.eventually("a host outside reaches it at the node's addresses", lbPatience, func() error {

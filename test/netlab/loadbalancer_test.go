@@ -220,6 +220,12 @@ func TestLoadBalancer(t *testing.T) {
 		}
 	}
 
+	for _, vip := range vips { // no machine has the address, so nobody else would refuse
+		asked := time.Now()
+		if _, err := s.get(lab.Router, vip, 81); err == nil || time.Since(asked) > time.Second {
+			t.Errorf("a port without a Service: %v after %v, want a refusal at once", err, time.Since(asked))
+		}
+	}
 	s.restartOwner(vips[0], nodes)
 	s.drainOwner(vips, nodes)
 	s.stranger(vips[0], nodes)

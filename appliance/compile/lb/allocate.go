@@ -446,5 +446,8 @@ func (c *claim) finish() *Assignment {
 	case missing != nil:
 		return say(true, ReasonPartly, "%s; none of the other family: %s", strings.Join(said, " and "), missing.why)
 	}
+	if out.Addresses[0].Node != "" {
+		return say(true, ReasonNode, "%s", strings.Join(said, " and "))
+	}
 	return say(true, ReasonAllocated, "%s", strings.Join(said, " and "))
 }

@@ -38,6 +38,7 @@ type Given struct {
 // The reasons of an Assignment, as users see them in the condition and in Events.
 const (
 	ReasonAllocated   = "Allocated"
+	ReasonNode        = model.ReasonNode    // the addresses are those of nodes
 	ReasonPartly      = "PartlyAllocated"   // one family only, which ipFamilyPolicy allows
 	ReasonOutsidePool = "OutsidePool"       // the address is in no pool any more, and stays until the Service lets go of it
 	ReasonExhausted   = "PoolExhausted"     // nothing is free

@@ -168,7 +168,7 @@ func TestAllocate(t *testing.T) {
 		{
 			"node addresses, by port",
 			Input{Pools: nodePool, Nodes: box, Services: services(svc("a", "dual=require"), svc("b", "port=81"), svc("c", "created=3"))},
-			"a: Allocated 192.168.1.5 2001:db8:1::5; b: Allocated 192.168.1.5; c: PoolExhausted",
+			"a: NodeAddress 192.168.1.5 2001:db8:1::5; b: NodeAddress 192.168.1.5; c: PoolExhausted",
 		},
 		{"not the node's own ports", Input{Pools: nodePool, Nodes: box, Services: services(svc("a", "port=22"))}, "a: PoolExhausted"},
 		{"no ClusterIP yet", Input{Pools: two, Services: services(&model.Service{Namespace: "default", Name: "a", Type: "LoadBalancer"})}, "a: NoPool"},

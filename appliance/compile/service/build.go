@@ -155,7 +155,7 @@ func (b *builder) external(sp *model.ServicePort, v6 bool) (out []Frontend) {
 	if b.svc.Type == "LoadBalancer" {
 		for _, ing := range b.svc.Ingress {
 			if !ing.Proxy && usable("status.loadBalancer.ingress", ing.IP) {
-				f := Frontend{Kind: LoadBalancer, Addr: ing.IP.Unmap(), Port: sp.Port}
+				f := Frontend{Kind: LoadBalancer, Addr: ing.IP.Unmap(), Port: sp.Port, Alone: b.alone(ing.IP.Unmap())}
 				f.Sources = b.sources(f.Addr)
 				out = append(out, f)
 			}
@@ -170,6 +170,12 @@ func (b *builder) external(sp *model.ServicePort, v6 bool) (out []Frontend) {
 		out = append(out, Frontend{Kind: NodePort, Port: sp.NodePort})
 	}
 	return out
+}
+
+// alone reports whether a load balancer's address is one that weft gave, and no node's own: nobody else answers at its other ports.
+func (b *builder) alone(addr netip.Addr) bool {
+	a := b.svc.Allocation
+	return a != nil && a.OK && a.Reason != model.ReasonNode && !slices.Contains(b.in.NodeAddresses, addr)
 }
 
 // sources returns who may connect to a load balancer's address; nil if everybody.

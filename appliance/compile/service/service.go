@@ -86,6 +86,8 @@ type Frontend struct {
 	Port uint16
 	// Inside is for connections of this node and of its Pods, Outside for all others.
 	Inside, Outside Target
+	// Alone says that no machine has the address: what asks for other ports is refused here, since nobody else will answer.
+	Alone bool
 	// Sources are the only sources that may connect; empty means everybody.
 	Sources []netip.Prefix
 }
