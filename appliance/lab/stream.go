@@ -27,6 +27,8 @@ type Stream struct {
 	Answered int64 `json:"answered"`
 	// Longest is the number of datagrams in a row without an answer.
 	Longest int64 `json:"longest"`
+	// Last is the number of those at the end.
+	Last int64 `json:"last"`
 }
 
 // stream sends datagrams to an echo server at a steady pace, each in a flow of its own or all in one, until standard input ends or
@@ -117,6 +119,7 @@ func (s *streamer) result() Stream {
 		}
 		out.Longest = max(out.Longest, row)
 	}
+	out.Last = row
 	return out
 }
 

@@ -134,3 +134,61 @@ func TestFirstMicrosecond(t *testing.T) {
 		}
 	}
 }
+
+// TestRunningFlow: a flow that is not allowed any more ends, although its connection is known to the kernel, and goes on when it is
+// allowed again; one that stays allowed loses nothing meanwhile.
+func TestRunningFlow(t *testing.T) {
+	s := tell(t, lab.Options{Nodes: 2})
+	web := s.labelled("node1", "web")[0]
+	cut, kept := s.labelled("node2", "cut")[0], s.labelled("node2", "kept")[0]
+	to := fmt.Sprintf("%s:%d", web.Address(4), lab.EchoPort)
+	allow := func(apps string) {
+		s.policy("web", fmt.Sprintf("{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchExpressions: [{key: app, operator: In, values: [%s]}]}}]}]}", apps))
+	}
+	allow("cut, kept")
+	s.eventually("the policy is in force", policyTime, func() error { return s.talk(web, web, true) })
+	var a, b lab.Stream
+	stopCut, stopKept := s.behind(cut.FullName(), &a, "stream", "--one", to), s.behind(kept.FullName(), &b, "stream", "--one", to)
+	pause(s, 500*time.Millisecond)
+	allow("kept")
+	s.eventually("new flows are denied", policyTime, func() error { return s.talk(cut, web, false) })
+	pause(s, time.Second)
+	allow("cut, kept")
+	s.eventually("new flows are allowed again", policyTime, func() error { return s.talk(cut, web, true) })
+	pause(s, time.Second)
+	stopCut()
+	stopKept()
+	t.Logf("cut %+v, kept %+v", a, b)
+	if a.Longest < 100 || a.Last > 5 {
+		t.Errorf("the flow was not cut, or did not go on: %+v", a)
+	}
+	if b.Answered != b.Sent {
+		t.Errorf("the flow that was allowed all the time lost something: %+v", b)
+	}
+}
+
+// TestPolicyWithoutAPI: a node that loses its power and comes back without an API server enforces what it knew; a Pod that is new
+// then, and of which nobody has told the labels, is closed where a policy of its namespace isolates, until the API is back.
+func TestPolicyWithoutAPI(t *testing.T) {
+	s := tell(t, lab.Options{Nodes: 2})
+	s.labelled("node1", "web")
+	client := s.labelled("node2", "client")[0]
+	s.policy("web", "{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}")
+	s.eventually("the policy is in force", policyTime, func() error { return s.talk(client, s.pods("node1")[0], false) })
+	pause(s, 5*time.Second) // the picture is kept every two seconds, and more rarely on a slow disk
+	s.no(s.Reboot(s.ctx, "node1", lab.RebootOptions{WithoutAPI: true}))
+	s.no(s.WaitReady(s.ctx, "node1"))
+	web := s.pods("node1")[0]
+	s.no(s.talk(client, web, false))
+	if _, err := s.get("node1", web.Address(4), lab.HTTPPort); err != nil {
+		t.Fatalf("the Pod is not there: %v", err)
+	}
+	late := s.labelled("node1", "late")[0]
+	s.no(s.talk(client, late, false))
+	if _, err := s.get("node1", late.Address(4), lab.HTTPPort); err != nil {
+		t.Fatalf("the new Pod is not there: %v", err)
+	}
+	s.no(s.RestoreAPI("node1"))
+	s.eventually("the new Pod, which no policy selects, is free", 10*time.Second, func() error { return s.talk(client, late, true) })
+	s.no(s.talk(client, web, false))
+}

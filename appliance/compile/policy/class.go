@@ -31,7 +31,7 @@ type classes struct {
 	lists     map[int32][]*Class
 	changedAt map[int32]int
 	listed    int
-	// lost grows when a Pod loses a selector that is still asked for.
+	// lost grows when a Pod loses a selector.
 	lost int
 }
 
@@ -151,20 +151,17 @@ func (c *classes) update(w *who, moved bool, namespaces map[string]*model.Namesp
 	c.publish(w)
 }
 
-// compare notes whether an endpoint lost a selector that is still asked for.
+// compare notes whether an endpoint lost anything: it has another number now, and not all that it had. A number that stays says
+// nothing: what it stands for is in the filters.
 func (c *classes) compare(w *who, e *endpoint, before map[*endpoint]*Class) {
 	was, now := before[e], c.of[e]
 	if old := w.former[e]; old != nil && slices.ContainsFunc(e.addr, func(a netip.Addr) bool { return slices.Contains(old.addr, a) }) {
 		was = before[old]
 	}
-	if was == nil || was == now {
-		return
-	}
-	for _, s := range c.active {
-		if containsSorted(was.attributes, s.attribute) && (now == nil || !containsSorted(now.attributes, s.attribute)) {
-			c.lost++
-			return
-		}
+	switch {
+	case was == nil || was == now || now != nil && was.ID == now.ID:
+	case now == nil || !subset(was.attributes, now.attributes):
+		c.lost++
 	}
 }
 
