@@ -49,8 +49,9 @@ const (
 // openDNS builds the DNS server. Without the role, the loop takes away what an earlier process has put into the kernel.
 func (d *Daemon) openDNS() error {
 	d.loop.DNS = &reconcile.DNS{Link: d.kernel}
+	store, files := openFDStore()
 	if !d.cfg.Has(config.RoleDNS) {
-		return nil
+		return store.empty(files)
 	}
 	r := &dnsRole{kubelet: d.kubelet()}
 	var err error
@@ -64,7 +65,6 @@ func (d *Daemon) openDNS() error {
 		return fmt.Errorf("dns.domain: %w", err)
 	}
 	r.server = coredns.New(coredns.Options{Names: r.names, Log: d.log.Named("dns"), LogEvery: d.cfg.DNS.LogEvery})
-	store, files := openFDStore()
 	r.store = store
 	r.sockets.adopt(files, d.log)
 	d.dns = r

@@ -58,6 +58,15 @@ func (s fdStore) keep(name string, c syscall.Conn) error {
 	return errors.Join(err, sent)
 }
 
+// empty gives up what the process before this one has left.
+func (s fdStore) empty(files []*os.File) error {
+	var errs []error
+	for _, f := range files {
+		errs = append(errs, s.forget(f.Name()), f.Close())
+	}
+	return errors.Join(errs...)
+}
+
 // forget has the manager close the files of that name.
 func (s fdStore) forget(name string) error {
 	return s.send("FDSTOREREMOVE=1\nFDNAME=" + name)

@@ -176,3 +176,32 @@ func (l *dnsLoad) answer(b []byte) {
 		l.result.Error = "an answer was " + got
 	}
 }
+
+// serveDNS answers every question for an A record with one address, as somebody else's DNS server does.
+//
+//	dnsserve ADDRESS
+func serveDNS(ctx context.Context, flags *flag.FlagSet, args []string, stdout io.Writer) error {
+	all, err := targets(flags, args, "ADDRESS")
+	if err != nil {
+		return err
+	}
+	a, err := netip.ParseAddr(all[0])
+	if err != nil {
+		return err
+	}
+	p, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", ":53")
+	if err != nil {
+		return err
+	}
+	s := &dns.Server{PacketConn: p, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
+		m := new(dns.Msg)
+		m.SetReply(r)
+		m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: r.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 5}, A: net.IP(a.AsSlice())}}
+		_ = w.WriteMsg(m)
+	})}
+	context.AfterFunc(ctx, func() { _ = s.Shutdown() })
+	if _, err := io.WriteString(stdout, ready); err != nil {
+		return err
+	}
+	return s.ActivateAndServe()
+}

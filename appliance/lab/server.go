@@ -51,12 +51,14 @@ func PodMain(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 		return stream(ctx, flags, args[1:], stdin, stdout)
 	case "dns":
 		return askDNS(ctx, flags, args[1:], stdout)
+	case "dnsserve":
+		return serveDNS(ctx, flags, args[1:], stdout)
 	case "dnsload":
 		return loadDNS(ctx, flags, args[1:], stdout)
 	case "ambush":
 		return ambush(ctx, flags, args[1:], stdin, stdout)
 	}
-	return fmt.Errorf("%q is none of serve, get, udp, load, stream, dns, dnsload, ambush", args[0])
+	return fmt.Errorf("%q is none of serve, get, udp, load, stream, dns, dnsload, dnsserve, ambush", args[0])
 }
 
 type server struct{ pod, node string }

@@ -1,8 +1,11 @@
 package netlab
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -148,4 +151,100 @@ func TestDNSRestart(t *testing.T) {
 	}
 	t.Logf("three restarts: %s", o.out)
 	s.no(s.WaitReady(s.ctx, "node1"))
+}
+
+// roles writes a node's weft.yaml anew with these roles, and restarts its weftd.
+func (s *story) roles(node, list string) {
+	s.t.Helper()
+	path := filepath.Join(s.Dir, node, "etc/weft/weft.yaml")
+	text, err := os.ReadFile(path)
+	s.no(err)
+	lines := slices.DeleteFunc(strings.Split(string(text), "\n"), func(l string) bool { return strings.HasPrefix(l, "roles:") })
+	s.no(os.WriteFile(path, []byte("roles: ["+list+"]\n"+strings.Join(lines, "\n")), 0o600))
+	s.no(s.KillDaemon(s.ctx, node, unix.SIGTERM))
+	s.no(s.StartDaemon(s.ctx, node))
+	s.no(s.WaitReady(s.ctx, node))
+}
+
+// TestDNSTakeOver: a cluster has a DNS server behind the Service kube-dns; weft takes its place under load, no question is lost, and
+// gives it back.
+func TestDNSTakeOver(t *testing.T) {
+	s := tell(t, lab.Options{Nodes: 1, Settings: "roles: [fabric, services]\n"})
+	pods := s.run("node1", "client", "coredns")
+	client := pods[0].FullName()
+	ctx, stop := context.WithCancel(s.ctx)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_, _ = s.Output(ctx, pods[1].FullName(), "weft", lab.PodCommand, "dnsserve", "10.244.9.1")
+	}()
+	defer func() { stop(); <-served }()
+	s.write("kube-dns.yaml", fmt.Sprintf(`apiVersion: v1
+kind: Service
+metadata: {name: kube-dns, namespace: kube-system, labels: {k8s-app: kube-dns}}
+spec: {clusterIP: %[1]s, clusterIPs: [%[1]s], ports: [{name: dns, port: 53, protocol: UDP}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: kube-dns-a, namespace: kube-system, labels: {kubernetes.io/service-name: kube-dns}}
+addressType: IPv4
+ports: [{name: dns, port: 53, protocol: UDP}]
+endpoints: [{addresses: [%[2]q], conditions: {ready: true}}]
+`, lab.ClusterDNS, pods[1].Address(4)))
+	s.headless("10.244.9.1")
+	other := "whatever.default.svc.cluster.local"
+	s.resolves(client, lab.ClusterDNS, "A", other, "10.244.9.1") // the other server says so of every name
+
+	load := make(chan error, 1)
+	go func() {
+		out, err := s.Output(s.ctx, client, "weft", lab.PodCommand, "dnsload", "--rate", "2000", "--for", "4s", lab.ClusterDNS, "db.default.svc.cluster.local", "10.244.9.1")
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		load <- err
+	}()
+	pause(s, time.Second)
+	s.roles("node1", "fabric, services, dns")
+	s.eventually("weft answers in the other server's place", 10*time.Second, func() error {
+		a, err := s.lookup(client, lab.ClusterDNS, "A", other)
+		if err == nil && a.Rcode != "NXDOMAIN" {
+			err = fmt.Errorf("%s %v", a.Rcode, a.Data)
+		}
+		return err
+	})
+	if err := <-load; err != nil {
+		t.Errorf("questions during the change: %v", err)
+	}
+	s.roles("node1", "fabric, services")
+	s.resolves(client, lab.ClusterDNS, "A", other, "10.244.9.1")
+	if out := s.out("node1", "ip -o link"); strings.Contains(out, "weft.dns") {
+		t.Errorf("after the role is off there is\n%s", out)
+	}
+}
+
+// TestDNSCustom: a ConfigMap coredns-custom is taken while it is right; with a mistake the server goes on as before, and says so.
+func TestDNSCustom(t *testing.T) {
+	s := tell(t, lab.Options{Nodes: 1})
+	client := s.run("node1", "client")[0].FullName()
+	custom := func(text string) {
+		s.write("custom.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: coredns-custom, namespace: kube-system}\ndata:\n  own.override: |\n    "+strings.ReplaceAll(text, "\n", "\n    ")+"\n")
+	}
+	custom("hosts {\n  192.0.2.7 fixed.example.org\n  fallthrough\n}")
+	s.resolves(client, lab.ClusterDNS, "A", "fixed.example.org", "192.0.2.7")
+	custom("hosts {\n  192.0.2.8 fixed.example.org\n  fallthrough\n}\nnonsense")
+	s.eventually("the status names the mistake", 10*time.Second, func() error {
+		if w := strings.Join(s.status("node1").Warnings, "\n"); !strings.Contains(w, "coredns-custom own.override") || !strings.Contains(w, "nonsense") {
+			return fmt.Errorf("warnings are %q", w)
+		}
+		return nil
+	})
+	s.resolves(client, lab.ClusterDNS, "A", "fixed.example.org", "192.0.2.7")
+	custom("hosts {\n  192.0.2.9 fixed.example.org\n  fallthrough\n}")
+	s.resolves(client, lab.ClusterDNS, "A", "fixed.example.org", "192.0.2.9")
+	s.eventually("the warning is gone", 10*time.Second, func() error {
+		if w := strings.Join(s.status("node1").Warnings, "\n"); strings.Contains(w, "coredns-custom") {
+			return fmt.Errorf("warnings are %q", w)
+		}
+		return nil
+	})
 }
