@@ -284,5 +284,13 @@ func (b *bgp) drain(ctx context.Context, on bool) error {
 	b.drained = on
 	b.mu.Unlock()
 	b.kick()
+	b.d.updateAnnouncer()
 	return nil
+}
+
+// isDrained reports whether this node was drained by hand.
+func (b *bgp) isDrained() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.drained
 }

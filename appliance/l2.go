@@ -61,15 +61,22 @@ func (d *Daemon) announceAddresses(ctx context.Context) {
 	}()
 	for {
 		_, changed := d.rounds.Watch()
-		if under := d.kernel.underlay.Load(); under != nil {
-			d.lb.announcer.Update(announcer.View{Links: under.Links, Announcements: d.announcements()})
-		}
+		d.updateAnnouncer()
 		select {
 		case <-ctx.Done():
 			<-done
 			return
 		case <-changed:
 		}
+	}
+}
+
+// updateAnnouncer tells the announcer what there is to announce. A node drained by hand (weft bgp drain) gives up everything.
+func (d *Daemon) updateAnnouncer() {
+	if under := d.kernel.underlay.Load(); under != nil && d.cfg.Has(config.RoleLB) {
+		d.lb.announcer.Update(announcer.View{
+			Links: under.Links, Announcements: d.announcements(), Passive: d.bgp != nil && d.bgp.isDrained(),
+		})
 	}
 }
 

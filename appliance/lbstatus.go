@@ -37,6 +37,8 @@ type LoadBalancerAddress struct {
 	May []string `json:"mayAnnounce,omitempty"`
 	// L2 is what this node knows of the segments that it is on.
 	L2 []announcer.Status `json:"l2,omitempty"`
+	// BGP are the peers that this node tells about it.
+	BGP []string `json:"bgp,omitempty"`
 	// Why says why no node may announce it.
 	Why string `json:"why,omitempty"`
 }
@@ -124,6 +126,7 @@ func (d *Daemon) LoadBalancers() []LoadBalancerStatus {
 		}
 	}
 	result, _ := d.lbResult()
+	told := d.bgpRoutes().Told
 	out := []LoadBalancerStatus{}
 	for key, s := range snap.Services {
 		if s.Type != "LoadBalancer" {
@@ -141,7 +144,7 @@ func (d *Daemon) LoadBalancers() []LoadBalancerStatus {
 		for _, ing := range s.Ingress {
 			an := ans[ing.IP]
 			st.Addresses = append(st.Addresses, LoadBalancerAddress{
-				Address: ing.IP, Pool: an.Pool, Node: owner[ing.IP], May: an.Nodes, L2: l2[ing.IP], Why: an.Why,
+				Address: ing.IP, Pool: an.Pool, Node: owner[ing.IP], May: an.Nodes, L2: l2[ing.IP], BGP: peersTold(told, ing.IP), Why: an.Why,
 			})
 		}
 		out = append(out, st)
@@ -150,6 +153,17 @@ func (d *Daemon) LoadBalancers() []LoadBalancerStatus {
 		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
 	})
 	return out
+}
+
+// peersTold returns the BGP peers that are told about an address, by itself or in a range.
+func peersTold(told []BGPTold, addr netip.Addr) (out []string) {
+	for _, t := range told {
+		if t.Prefix.Contains(addr) {
+			out = append(out, t.Peers...)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // Pools lists the LoadBalancerPools, sorted by name. Every node can count them: what is in use is in the Services' status.

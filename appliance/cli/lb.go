@@ -68,7 +68,7 @@ func printLoadBalancers(p *printer, list []appliance.LoadBalancerStatus) {
 		p.line("no Services of type LoadBalancer")
 		return
 	}
-	p.row("SERVICE", "ADDRESS", "POOL", "ANSWERED BY", "")
+	p.row("SERVICE", "ADDRESS", "POOL", "ANNOUNCED BY", "")
 	for _, s := range list {
 		name := s.Namespace + "/" + s.Name
 		if len(s.Addresses) == 0 {
@@ -98,6 +98,9 @@ func answeredBy(a *appliance.LoadBalancerAddress) string {
 		case l.Probing:
 			parts = append(parts, "asking on "+l.Link)
 		}
+	}
+	if len(a.BGP) > 0 {
+		parts = append(parts, "BGP to "+strings.Join(a.BGP, ","))
 	}
 	return strings.Join(parts, ", ")
 }
@@ -164,7 +167,10 @@ func printWhy(p *printer, name string, r *appliance.WhyReport) {
 		for _, l := range a.L2 {
 			p.line("  on %s: %s", l.Link, segmentState(&l))
 		}
-		if len(a.L2) == 0 && len(a.May) > 0 {
+		if len(a.BGP) > 0 {
+			p.line("  this node tells BGP peers: %s", strings.Join(a.BGP, ", "))
+		}
+		if len(a.L2) == 0 && len(a.BGP) == 0 && len(a.May) > 0 {
 			p.line("  no link of this node is in its subnet: other nodes, or BGP, announce it (spec.l2.interfaces of the pool can name a link)")
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"weft.network/weft/appliance/lab"
 )
 
@@ -172,6 +174,7 @@ endpoints: [{addresses: [%s], conditions: {ready: true}, nodeName: node2}]
 			t.Errorf("from %s: %v", from, err)
 		}
 	}
+	s.no(s.KillDaemon(s.ctx, owner, unix.SIGTERM)) // so that it has written what it knows, which it does every few seconds
 	s.no(s.Reboot(s.ctx, owner, lab.RebootOptions{WithoutAPI: true}))
 	s.eventually("the rebooted node answers again", lbPatience, func() error {
 		if st := s.status(owner); !st.Source.Stored {

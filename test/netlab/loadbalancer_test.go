@@ -248,10 +248,17 @@ func (s *story) restartOwner(vip netip.Addr, nodes []string) {
 	}
 }
 
-// drainOwner: a label takes the addresses from a node, within moments and without a gap.
+// drainOwner: a label, or a command on the node, takes the addresses from it, within moments and without a gap.
 func (s *story) drainOwner(vips []netip.Addr, nodes []string) {
 	owner := s.owner("web", vips[0], nodes...)
-	s.drain(owner, true)
+	s.drainBy(vips, nodes, owner, func(drained bool) { s.drain(owner, drained) })
+	s.drainBy(vips, nodes, owner, func(drained bool) {
+		s.out(owner, map[bool]string{true: "weft bgp drain", false: "weft bgp undrain"}[drained])
+	})
+}
+
+func (s *story) drainBy(vips []netip.Addr, nodes []string, owner string, drain func(bool)) {
+	drain(true)
 	start := time.Now()
 	s.eventually("another node answers for the address of a drained one", lbPatience, func() error {
 		b, err := s.balancer(nodes[0], "web")
@@ -264,7 +271,7 @@ func (s *story) drainOwner(vips []netip.Addr, nodes []string) {
 	if _, err := s.getAll(lab.Router, 80, vips...); err != nil {
 		s.t.Error(err)
 	}
-	s.drain(owner, false)
+	drain(false)
 	s.eventually("the address comes back", lbPatience, func() error {
 		if now := s.owner("web", vips[0], nodes...); now != owner {
 			return fmt.Errorf("it is at %s", now)
