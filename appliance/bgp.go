@@ -25,7 +25,7 @@ import (
 // neighbours tell goes into the next round.
 type bgp struct {
 	d      *Daemon
-	server *gobgp.Server
+	server *gobgp.Speaker
 	// wake asks for a look although there was no round.
 	wake chan struct{}
 
@@ -43,7 +43,7 @@ type bgp struct {
 // The pace of the role.
 const (
 	// bgpRetry is the pause after a speaker that could not be brought to what it should be.
-	bgpRetry = 5 * time.Second
+	bgpRetry = 2 * time.Second
 	// bgpAudit is how often password files are read and the speaker is compared although nothing has changed.
 	bgpAudit = 30 * time.Second
 	// holdTime is how long routes of the daemon before this one stay while its neighbours are not back.
@@ -70,7 +70,10 @@ func (d *Daemon) newBGP() (*bgp, error) {
 		b.held, b.holdUntil = identity.Learned, time.Now().Add(holdTime)
 		b.learned = b.held
 	}
-	b.server = gobgp.New(gobgp.Options{Log: d.log.Named("bgp"), Restarting: restarting, OnChange: b.changed})
+	b.server = gobgp.NewSpeaker(gobgp.SpeakerOptions{
+		Options: gobgp.Options{Log: d.log.Named("bgp"), Restarting: restarting, OnChange: b.changed},
+		Args:    []string{"--log-level", d.cfg.Log.Level, "--log-format", d.cfg.Log.Format},
+	})
 	return b, nil
 }
 
@@ -140,6 +143,11 @@ func (b *bgp) apply(ctx context.Context) error {
 	want := peering.Compile(snap, cfg)
 	if err := b.mark(len(want.Neighbours) > 0); err != nil {
 		b.d.log.Warn("a restart of weftd will look like a failure to BGP neighbours", zap.Error(err))
+	}
+	if b.server.Failure() != "" { // what was learned stays until it is learned again
+		b.mu.Lock()
+		b.held, b.holdUntil = b.learned, time.Now().Add(holdTime)
+		b.mu.Unlock()
 	}
 	changes, err := b.server.Apply(ctx, want)
 	if len(changes) > 0 {
@@ -219,6 +227,9 @@ func (b *bgp) publish() {
 	mesh := map[netip.Addr]bool{}
 	for _, n := range b.speaker.Neighbours {
 		mesh[n.Address] = n.Mesh
+	}
+	if b.server.Failure() != "" {
+		return
 	}
 	var learned []model.LearnedRoute
 	fresh := map[netip.Prefix]bool{}

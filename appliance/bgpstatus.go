@@ -29,6 +29,9 @@ type BGPStatus struct {
 	Told     int             `json:"told"`
 	Learned  int             `json:"learned"`
 	Problems []string        `json:"problems"`
+	// Starts counts the processes of the speaker since weftd started: more than one means that it crashed.
+	Starts int `json:"starts,omitempty"`
+	PID    int `json:"pid,omitempty"`
 }
 
 // BGPPeerStatus is one session, or a peer that has none.
@@ -89,7 +92,7 @@ func (d *Daemon) BGP(ctx context.Context, counts bool) BGPStatus {
 	}
 	d.bgp.mu.Lock()
 	s := d.bgp.speaker
-	out.Error, out.Learned = d.bgp.err, len(d.bgp.learned)
+	out.Error, out.Learned, out.Starts = d.bgp.err, len(d.bgp.learned), d.bgp.server.Starts()
 	d.bgp.mu.Unlock()
 	out.On, out.ASN, out.RouterID, out.Port, out.Drained, out.Told = len(s.Neighbours) > 0, s.ASN, s.RouterID, s.Port, s.Drained, len(s.Paths)
 	out.Problems = append(out.Problems, s.Problems...)
@@ -99,6 +102,7 @@ func (d *Daemon) BGP(ctx context.Context, counts bool) BGPStatus {
 	if !out.On {
 		return out
 	}
+	out.PID = d.bgp.server.PID()
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	sessions, err := d.bgp.server.Sessions(ctx, counts)
@@ -191,13 +195,13 @@ func (d *Daemon) bgpRoutes() BGPRoutes {
 func (d *Daemon) bgpHandlers(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/bgp", func(w http.ResponseWriter, r *http.Request) { control.WriteJSON(w, d.BGP(r.Context(), true)) })
 	mux.HandleFunc("GET /v1/bgp/routes", func(w http.ResponseWriter, _ *http.Request) { control.WriteJSON(w, d.bgpRoutes()) })
-	mux.HandleFunc("GET /v1/bgp/advertised", d.servePeerRoutes((*gobgp.Server).Advertised))
-	mux.HandleFunc("GET /v1/bgp/received", d.servePeerRoutes((*gobgp.Server).Received))
+	mux.HandleFunc("GET /v1/bgp/advertised", d.servePeerRoutes((*gobgp.Speaker).Advertised))
+	mux.HandleFunc("GET /v1/bgp/received", d.servePeerRoutes((*gobgp.Speaker).Received))
 	mux.HandleFunc("POST /v1/bgp/drain", d.serveDrain)
 }
 
 // servePeerRoutes answers with the routes of one peer, which is named by its name or address.
-func (d *Daemon) servePeerRoutes(list func(*gobgp.Server, context.Context, netip.Addr) ([]gobgp.Detail, error)) http.HandlerFunc {
+func (d *Daemon) servePeerRoutes(list func(*gobgp.Speaker, context.Context, netip.Addr) ([]gobgp.Detail, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), askTime)
 		defer cancel()

@@ -8,6 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"weft.network/weft/appliance"
+	"weft.network/weft/appliance/config"
 	"weft.network/weft/appliance/control"
 	"weft.network/weft/embedded/gobgp"
 )
@@ -183,4 +184,20 @@ func bgpLine(p *printer, s *appliance.BGPStatus) string {
 		line += ", drained"
 	}
 	return line
+}
+
+// speakerCommand is the process of the speaker, which weftd starts.
+func speakerCommand() *cli.Command {
+	return &cli.Command{
+		Name: gobgp.ChildCommand, Hidden: true,
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "restarting"}, &cli.StringFlag{Name: "log-level", Value: "info"}, &cli.StringFlag{Name: "log-format", Value: "auto"}},
+		Action: func(c *cli.Context) error {
+			log, err := newLogger(config.Log{Level: c.String("log-level"), Format: c.String("log-format")})
+			if err != nil {
+				return err
+			}
+			defer func() { _ = log.Sync() }()
+			return gobgp.ChildMain(log.Named("bgp"), c.Bool("restarting"))
+		},
+	}
 }

@@ -341,6 +341,7 @@ func labProcesses() []*cli.Command {
 		}
 	}
 	return []*cli.Command{
+		speakerCommand(),
 		raw(lab.NodeCommand, func(c *cli.Context, args []string) error {
 			return lab.NodeMain(c.Context, args, os.Stdin, os.Stdout)
 		}),

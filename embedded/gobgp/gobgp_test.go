@@ -27,7 +27,7 @@ type speaker struct {
 	want peering.Speaker
 }
 
-func freePort(t *testing.T) uint16 {
+func freePort(t testing.TB) uint16 {
 	t.Helper()
 	l, err := net.Listen("tcp", "0.0.0.0:0")
 	if err != nil {
@@ -115,7 +115,7 @@ func (x *speaker) routes() (out []string) {
 }
 
 // wait polls until the condition holds; the limit is for a busy machine.
-func wait(t *testing.T, what string, condition func() bool) {
+func wait(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	deadline := time.After(60 * time.Second)
 	tick := time.NewTicker(10 * time.Millisecond)

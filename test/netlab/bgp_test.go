@@ -352,3 +352,47 @@ func frrHops(text string) (out []string) {
 	}
 	return out
 }
+
+// TestBGPHostilePeer: a peer sends a message of an unknown type, which gobgp dies of. That ends one process: Pods, DNS and Services do
+// not notice, the router keeps the routes, and the next process goes on.
+func TestBGPHostilePeer(t *testing.T) {
+	s := tellBGP(t, lab.Options{Nodes: 1})
+	web := s.run("node1", "web1")
+	s.announce("Cluster", web...)
+	r := s.bird(birdNode(1, "") + "protocol static {\n ipv4;\n route 10.101.0.0/24 blackhole;\n}\n")
+	s.peer("tor", "172.30.1.1", 64600)
+	s.peer("hostile", "198.51.100.2", 64666, "multihopTTL: 5", "passive: true")
+	r.untilHops(vip4+"/32", "172.30.1.11")
+	s.outsideReaches(vip4)
+	pid := s.sessions("node1").PID
+	daemon := s.status("node1").Node.PID
+	load := s.traffic(lab.Outside, addrPort(mustAddr(vip4), 80))
+	s.eventually("the speaker dies", bgpWait, func() error {
+		// Sixteen bytes of ones, a length of 19, type 255.
+		_, err := s.Output(s.ctx, lab.Outside, "bash", "-c", `exec 3<>/dev/tcp/172.30.1.11/179; printf '\377%.0s' {1..16} >&3; printf '\000\023\377' >&3; sleep 0.2`)
+		if err != nil {
+			return err
+		}
+		if now := s.sessions("node1").PID; now == pid {
+			return errors.New("it lives")
+		}
+		return nil
+	})
+	if got := r.hops(vip4 + "/32"); len(got) != 1 {
+		t.Errorf("the router has %v", got)
+	}
+	s.untilSession("node1", "tor", "Established", "")
+	s.hold(time.Second, func() {
+		if got := r.hops(vip4 + "/32"); len(got) != 1 {
+			t.Errorf("the router has %v", got)
+		}
+	})
+	load.finish(s)
+	st := s.status("node1")
+	if st.Node.PID != daemon {
+		t.Error("weftd itself has died")
+	}
+	if bgp := s.sessions("node1"); bgp.Starts < 2 || bgp.Error != "" {
+		t.Errorf("after the crash: %+v", bgp)
+	}
+}

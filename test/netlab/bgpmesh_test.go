@@ -93,7 +93,7 @@ func (s *story) untilRoute(node, prefix, want string) {
 // TestBGPWithFRR is an internal session of each node with FRR, which reflects: Pods reach each other over the router without a tunnel, a Service is
 // spread over the nodes, and a restart of weftd takes nothing away.
 func TestBGPWithFRR(t *testing.T) {
-	s, pods := crossing(t, `bgp: {mesh: "off"}`)
+	s, pods := crossing(t, "bgp: {mesh: \"off\"}\n")
 	s.write("secret.yaml", "apiVersion: v1\nkind: Secret\nmetadata: {name: weft-bgp, namespace: kube-system}\nstringData: {frr: right}\n")
 	r := s.frr(frrReflector)
 	for node, subnet := range map[string]string{"node1": "1", "node2": "2", "node3": "1"} {

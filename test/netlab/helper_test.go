@@ -302,6 +302,7 @@ func (s *story) leases(node string) []*model.Lease {
 
 // status is the part of weft status that stories look at.
 type status struct {
+	Node   struct{ PID int } `json:"node"`
 	Source struct {
 		Connected, Stored bool
 		Error             string
