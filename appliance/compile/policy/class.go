@@ -31,8 +31,8 @@ type classes struct {
 	lists     map[int32][]*Class
 	changedAt map[int32]int
 	listed    int
-	// lost grows when a Pod loses a selector.
-	lost int
+	// left are the numbers that Pods had before they lost a selector, one after the other.
+	left left
 }
 
 // space is the selectors that may pick Pods of one namespace, found by one label that a Pod must have where there is such a one.
@@ -161,7 +161,7 @@ func (c *classes) compare(w *who, e *endpoint, before map[*endpoint]*Class) {
 	switch {
 	case was == nil || was == now || now != nil && was.ID == now.ID:
 	case now == nil || !subset(was.attributes, now.attributes):
-		c.lost++
+		c.left.note(was.ID)
 	}
 }
 

@@ -203,7 +203,7 @@ func isolating(list []*parsed, d Direction) (out []model.PolicyKey, audit bool) 
 
 // publish puts the outcome together.
 func (c *Compiler) publish(in Input) *Filters {
-	out := &Filters{Peers: c.classes.peers, DNS: in.DNS, Own: map[netip.Addr]*Filter{}, Attached: map[netip.Addr]model.PodRef{}, lost: c.classes.lost}
+	out := &Filters{Peers: c.classes.peers, DNS: in.DNS, Own: map[netip.Addr]*Filter{}, Attached: map[netip.Addr]model.PodRef{}, left: c.classes.left}
 	for addr, m := range c.filters {
 		if m.filter != nil {
 			out.Own[addr] = m.filter

@@ -63,8 +63,7 @@ type Filters struct {
 	// Problems are policies that do not do what their author may think.
 	Problems []Problem
 
-	// lost counts how often a Pod of the cluster lost a selector.
-	lost int
+	left left
 }
 
 // Shards is how many groups the peers are in: a change copies one group.

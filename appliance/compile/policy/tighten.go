@@ -26,7 +26,54 @@ func Tightened(old, now *Filters) bool {
 			}
 		}
 	}
-	return old.lost != now.lost
+	ids, all := now.left.since(old.left)
+	if !all {
+		return true
+	}
+	for id := range ids {
+		for _, f := range now.Own {
+			for _, a := range f.Directions {
+				if a != nil && a.names(id) { // or it was named before, and the loss of it was seen above
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// names reports whether peers with that identity are allowed anything by it.
+func (a *Allowed) names(id ID) bool {
+	return slices.Contains(a.Any, id) || slices.ContainsFunc(a.Ports, func(p PeerPorts) bool { return p.Peer == id })
+}
+
+// left is a list of identities that only grows. A copy of it stays as it was.
+type left struct {
+	before int // how many are forgotten
+	ids    []ID
+}
+
+// mostLeft bounds what is remembered.
+const mostLeft = 4096
+
+func (l *left) note(id ID) {
+	if len(l.ids) >= mostLeft {
+		l.before, l.ids = l.before+len(l.ids), nil
+	}
+	l.ids = append(l.ids, id)
+}
+
+// since returns what was added after an older copy; ok is false when that is not known any more.
+func (l *left) since(old left) (ids map[ID]bool, ok bool) {
+	from := old.before + len(old.ids) - l.before
+	if from < 0 || from > len(l.ids) {
+		return nil, false
+	}
+	ids = map[ID]bool{}
+	for _, id := range l.ids[from:] {
+		ids[id] = true
+	}
+	return ids, true
 }
 
 // lost reports whether before allowed more. Nothing isolated the direction where before is nil.
