@@ -153,7 +153,7 @@ func (d *Daemon) followDNS(snap *model.Snapshot, listen bool, done *coredns.Sett
 		*done = settings
 		if err := r.server.Configure(settings); err != nil {
 			d.log.Error("the DNS server goes on as it was before", zap.Error(err))
-			if r.server.Stats().Listening == nil && (len(settings.Override) > 0 || len(settings.Servers) > 0) {
+			if r.server.Brief().Listening == nil && (len(settings.Override) > 0 || len(settings.Servers) > 0) {
 				// At a start there is nothing before: without the snippets, everything else works.
 				settings.Override, settings.Servers = nil, nil
 				if err := r.server.Configure(settings); err != nil {
@@ -210,7 +210,7 @@ func (d *Daemon) dnsWarnings() []string {
 	if d.dns.snippetError != "" {
 		out = append(out, d.dns.snippetError)
 	}
-	return append(out, d.dns.server.Stats().Warnings...)
+	return append(out, d.dns.server.Brief().Warnings...)
 }
 
 // clusterDNS finds the Service by which the cluster's DNS is known: kube-dns, or any other with its label.

@@ -13,6 +13,7 @@ import (
 
 	"weft.network/weft/appliance/kernel/conntrack"
 	"weft.network/weft/appliance/model"
+	"weft.network/weft/embedded/coredns"
 	"weft.network/weft/packaging"
 )
 
@@ -29,6 +30,8 @@ type Status struct {
 	Warnings []string   `json:"warnings"`
 	// Services is nil without that role.
 	Services *ServicesStatus `json:"services,omitempty"`
+	// DNS is nil without that role.
+	DNS *coredns.Brief `json:"dns,omitempty"`
 	// LoadBalancers is nil without a LoadBalancerPool.
 	LoadBalancers *BalancerStatus `json:"loadBalancers,omitempty"`
 }
@@ -131,6 +134,10 @@ func (d *Daemon) Status() Status {
 		count := &ServicesStatus{Served: len(loop.Services.Frontends), Endpoints: countEndpoints(loop.Services.Frontends)}
 		count.Tracked, count.Trackable, _ = conntrack.Usage()
 		s.Services = count
+	}
+	if d.dns != nil {
+		brief := d.dns.server.Brief()
+		s.DNS = &brief
 	}
 	for _, r := range d.cfg.Roles {
 		s.Node.Roles = append(s.Node.Roles, string(r))

@@ -118,6 +118,18 @@ func printDNSStats(p *printer, s *appliance.DNSStats) {
 	}
 }
 
+// dnsLine is the DNS server on the status screen.
+func dnsLine(p *printer, s *appliance.Status) string {
+	var at []string
+	for _, a := range s.DNS.Listening {
+		at = append(at, a.Addr().String())
+	}
+	if len(at) == 0 {
+		return p.paint(yellow, "answers nowhere yet")
+	}
+	return fmt.Sprintf("answers at %s; %d queries, %d upstreams", strings.Join(at, ", "), s.DNS.Queries, s.DNS.Upstreams)
+}
+
 // counts prints numbers by name, the greatest first.
 func counts(m map[string]uint64) string {
 	names := slices.SortedFunc(maps.Keys(m), func(a, b string) int { return cmp.Or(cmp.Compare(m[b], m[a]), cmp.Compare(a, b)) })

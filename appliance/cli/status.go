@@ -57,6 +57,9 @@ func printStatus(p *printer, s *appliance.Status) {
 	if v := s.Services; v != nil {
 		p.row("Services", fmt.Sprintf("%d served, to %d endpoints; the kernel tracks %d of at most %d connections", v.Served, v.Endpoints, v.Tracked, v.Trackable))
 	}
+	if s.DNS != nil {
+		p.row("DNS", dnsLine(p, s))
+	}
 	if b := s.LoadBalancers; b != nil {
 		line := fmt.Sprintf("%d pools, %d Services with %d addresses, this node answers for %d", b.Pools, b.Services, b.Addresses, b.Held)
 		if b.Waiting > 0 {

@@ -215,6 +215,28 @@ type Stats struct {
 	Error     string            `json:"error,omitempty"`
 }
 
+// Brief is the part of Stats that costs nothing.
+type Brief struct {
+	Listening []netip.AddrPort `json:"listening"`
+	Upstreams int              `json:"upstreams"`
+	Queries   uint64           `json:"queries"`
+	Warnings  []string         `json:"-"`
+}
+
+// Brief says in short what the server does.
+func (s *Server) Brief() Brief {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := Brief{Upstreams: len(s.settings.Upstreams), Queries: s.counters.sum(func(s *shard) *atomic.Uint64 { return &s.queries })}
+	for _, o := range s.sockets {
+		b.Listening = append(b.Listening, o.Addr)
+	}
+	if c := s.chain.Load(); c != nil {
+		b.Warnings = c.warnings
+	}
+	return b
+}
+
 // topClients is how many clients Stats names.
 const topClients = 10
 

@@ -40,6 +40,7 @@ type shard struct {
 	do        atomic.Uint64
 	refused   atomic.Uint64 // not answered to keep the others going
 	malformed atomic.Uint64
+	queries   atomic.Uint64
 }
 
 // histogram has a bucket for each bound and one for all beyond.
@@ -68,6 +69,7 @@ func kindIndex(kind uint16) int {
 
 // count notes one answered query, except for how long it took.
 func (s *shard) count(proto, family int, kind uint16, by, rcode, asked, answered int) {
+	s.queries.Add(1)
 	s.requests[proto][family][kindIndex(kind)].Add(1)
 	s.responses[by][rcode&(codes-1)].Add(1)
 	s.asked[proto].add(sizeBucket(asked), 1, uint64(asked))
