@@ -249,6 +249,45 @@ taken_over() { [ "$rc" = 0 ] && weft lab exec $other -- weft lb list -o json | j
 prove "its daemon is gone: $other answers instead, $took ms later" taken_over
 show "weft lab daemon start $owner"
 
+say "The same address over BGP: BIRD, in the router, learns it from two nodes"
+cat > "$scratch/bird.conf" <<CONF
+router id 172.30.1.1;
+protocol device {}
+protocol kernel { ipv4 { export all; import none; }; merge paths on; }
+template bgp node {
+  local 172.30.1.1 as 64600; graceful restart on; connect delay time 1;
+  ipv4 { import all; export none; };
+}
+protocol bgp node1 from node { neighbor 172.30.1.11 as 64512; }
+protocol bgp node3 from node { neighbor 172.30.1.13 as 64512; }
+CONF
+for node in node1 node3; do
+    cat > "/run/weft-lab/$WEFT_LAB/manifests/router-$node.yaml" <<YAML
+apiVersion: weft.network/v1alpha1
+kind: BGPPeer
+metadata: {name: router-$node}
+spec: {peerAddress: 172.30.1.1, peerASN: 64600, connectRetrySeconds: 1, nodeSelector: {kubernetes.io/hostname: $node}}
+YAML
+done
+birdc() { weft lab exec router -- /usr/sbin/birdc -s "$scratch/bird.ctl" "$@"; }
+show "weft lab exec router -- /usr/sbin/bird -c $scratch/bird.conf -s $scratch/bird.ctl -P $scratch/bird.pid"
+told_by() { birdc show route for "$vip/32" all | grep -c 'BGP.next_hop'; }
+for _ in $(seq 300); do [ "$(told_by)" = 2 ] && break; sleep 0.1; done
+show "weft lab exec node1 -- weft bgp peers"
+show "weft lab exec node1 -- weft bgp routes"
+show "weft lab exec router -- /usr/sbin/birdc -s $scratch/bird.ctl show route for $vip/32"
+show "weft lab exec outside -- weft lab-pod get http://$vip/"
+learned() { [ "$rc" = 0 ] && [ "$(told_by)" = 2 ]; }
+prove "the router learned $vip from two nodes, and a machine outside reaches it" learned
+show "weft lab exec node3 -- weft bgp drain"
+for _ in $(seq 100); do [ "$(told_by)" = 1 ] && break; sleep 0.1; done
+show "weft lab exec router -- /usr/sbin/birdc -s $scratch/bird.ctl show route for $vip/32"
+drained() { grep -q 172.30.1.11 <<<"$out" && ! grep -q 172.30.1.13 <<<"$out"; }
+prove "a node that is drained before maintenance is told of no more" drained
+weft lab exec node3 -- weft bgp undrain >/dev/null
+rm "/run/weft-lab/$WEFT_LAB"/manifests/router-node*.yaml
+birdc down >/dev/null
+
 say "Default deny, then allow"
 policies() { cat > "/run/weft-lab/$WEFT_LAB/manifests/policies.yaml"; }
 asks() { weft lab exec "$1" -- weft lab-pod get --timeout 400ms "http://$(address web1 1):8080/" >/dev/null 2>&1; }
