@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -193,7 +194,7 @@ func (p *proxyNode) start(ctx context.Context, most time.Duration) (time.Duratio
 	switch p.kind {
 	case proxyWeft:
 		p.cmd = exec.Command(filepath.Join(p.lab.plugins(), "weftd"), "--roles", "services", "--config", config)
-		text = fmt.Sprintf("nodeName: node1\nlisten: \"\"\nkubeconfig: %[2]s\nstateDir: %[1]s/state\nrunDir: %[1]s/run\ncniConfDir: %[1]s/cni\nruntimeSocket: %[1]s/none.sock\nlog: {level: warn, format: console}\n", p.dir, p.kubeconfig)
+		text = fmt.Sprintf("nodeName: node1\nlisten: 127.0.0.1:10249\nkubeconfig: %[2]s\nstateDir: %[1]s/state\nrunDir: %[1]s/run\ncniConfDir: %[1]s/cni\nruntimeSocket: %[1]s/none.sock\nlog: {level: warn, format: console}\n", p.dir, p.kubeconfig)
 	default:
 		program, err := filepath.Abs(kubeProxy)
 		if err == nil {
@@ -261,6 +262,35 @@ func (p *proxyNode) until(ctx context.Context, most time.Duration, what string, 
 		return fmt.Errorf("%s: %w; its log ends with:\n%s", p.kind, err, strings.Join(lines[max(0, len(lines)-8):], "\n"))
 	}
 	return nil
+}
+
+// programmed returns how long the proxy has spent on bringing the kernel to its Services so far, as it measures that itself: the metric
+// has the same name in both.
+func (p *proxyNode) programmed() (seconds float64, err error) {
+	const metric = `kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family="IPv4"}`
+	err = p.do(func() error {
+		c, err := net.DialTimeout("tcp4", "127.0.0.1:10249", time.Second)
+		if err != nil {
+			return fmt.Errorf("asking %s for its metrics: %w", p.kind, err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.WriteString(c, "GET /metrics HTTP/1.0\r\n\r\n"); err != nil {
+			return err
+		}
+		text, err := io.ReadAll(c)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(text)) {
+			if value, ok := strings.CutPrefix(line, metric+" "); ok {
+				seconds, err = strconv.ParseFloat(strings.TrimSpace(value), 64)
+				return err
+			}
+		}
+		return fmt.Errorf("%s has no metric %s", p.kind, metric)
+	})
+	return seconds, err
 }
 
 // stop ends the proxy; its rules stay.

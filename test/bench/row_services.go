@@ -34,7 +34,6 @@ const iptablesMost = 1000
 
 func runServicesConnect(ctx context.Context, lab *Lab) ([]Result, error) {
 	var out []Result
-	var flat [][]float64 // weft's samples by number of Services
 	for _, count := range []int{10, lab.Sized(1000, 20), lab.Sized(10000, 30)} {
 		kinds := []string{proxyWeft, proxyNftables, proxyNone}
 		if count <= iptablesMost {
@@ -89,11 +88,45 @@ func runServicesConnect(ctx context.Context, lab *Lab) ([]Result, error) {
 			out = append(out, compare(name+"connections", "k/s", s[0], against, s[i+1], budget),
 				compare(name+"99th percentile to connect", "µs", slowest[proxyWeft], against, slowest[kind], noBudget))
 		}
-		flat = append(flat, s[0])
 		lab.tidy()
 	}
-	for i, many := range []string{"1,000", "10,000"} {
-		out = append(out, compare("weft with "+many+" Services, connections", "k/s", flat[i+1], "weft with 10 Services", flat[0], ratioAtLeast(0.95)))
+	flat, err := servicesFlat(ctx, lab)
+	return append(out, flat...), err
+}
+
+// servicesFlat compares weft with itself, with more and more Services, in the same rounds.
+func servicesFlat(ctx context.Context, lab *Lab) ([]Result, error) {
+	counts := []int{10, lab.Sized(1000, 20), lab.Sized(10000, 30)}
+	var arms []arm
+	for _, count := range counts {
+		n, err := lab.proxyNode(ctx, proxyWeft)
+		if err != nil {
+			return nil, err
+		}
+		if err := n.fill(count); err != nil {
+			return nil, err
+		}
+		if _, err := n.start(ctx, proxyPatience); err != nil {
+			return nil, err
+		}
+		side, err := lab.Peers(n.client, n.server)
+		if err != nil {
+			return nil, err
+		}
+		side.server = target
+		arms = append(arms, func(ctx context.Context) (float64, error) {
+			per := lab.Sized(1500, 100)
+			took, _, err := side.connect(ctx, [2]int{0, 0}, 20, per)
+			return float64(per) / took.Seconds() / 1000, err
+		})
+	}
+	s, err := interleave(ctx, lab.Rounds(40), arms...)
+	if err != nil {
+		return nil, err
+	}
+	var out []Result
+	for i, count := range counts[1:] {
+		out = append(out, compare(fmt.Sprintf("weft with %d Services, connections", count), "k/s", s[i+1], "weft with 10 Services", s[0], ratioAtLeast(0.95)))
 	}
 	return out, nil
 }
@@ -135,12 +168,12 @@ func runServicesAffinity(ctx context.Context, lab *Lab) ([]Result, error) {
 
 func runServicesProgram(ctx context.Context, lab *Lab) ([]Result, error) {
 	count := lab.Sized(10000, 30)
-	type outcome struct{ cold, change, cpu, rss []float64 }
+	type outcome struct{ cold, kernel, change, cpu, rss []float64 }
 	got := map[string]*outcome{}
 	for _, kind := range []string{proxyWeft, proxyNftables} {
 		o := &outcome{}
 		got[kind] = o
-		for range lab.Rounds(map[string]int{proxyWeft: 3, proxyNftables: 1}[kind]) {
+		for range min(lab.Rounds(3), map[string]int{proxyWeft: 3, proxyNftables: 1}[kind]) { // kube-proxy takes half a minute and more
 			n, err := lab.proxyNode(ctx, kind)
 			if err == nil {
 				err = n.fill(count)
@@ -154,6 +187,11 @@ func runServicesProgram(ctx context.Context, lab *Lab) ([]Result, error) {
 			}
 			o.cold = append(o.cold, cold.Seconds())
 			pause(ctx, 3*time.Second) // what a start leaves to do
+			kernel, err := n.programmed()
+			if err != nil {
+				return nil, err
+			}
+			o.kernel = append(o.kernel, kernel)
 			before, _, err := n.used()
 			changes := lab.Rounds(20)
 			for i := range changes {
@@ -176,8 +214,10 @@ func runServicesProgram(ctx context.Context, lab *Lab) ([]Result, error) {
 	w, k := got[proxyWeft], got[proxyNftables]
 	with := fmt.Sprintf(" with %d Services", count)
 	return []Result{
-		compare(fmt.Sprintf("start until %d × 3 are served", count), "s", w.cold, proxyNftables, k.cold, ratioAtMost(0.02)).
-			note("reading the API and the process's own start are part of it"),
+		compare(fmt.Sprintf("programming %d × 3", count), "s", w.kernel, proxyNftables, k.kernel, ratioAtMost(0.02)).
+			note("from what is known of the cluster to the kernel, as both measure it (kubeproxy_sync_proxy_rules_duration_seconds)"),
+		compare(fmt.Sprintf("start until %d × 3 are served", count), "s", w.cold, proxyNftables, k.cold, noBudget).
+			note("with the start of the process and reading the API"),
 		compare("one endpoint"+with+", API to packet", "ms", w.change, proxyNftables, k.change, ratioAtMost(1)),
 		compare("processor time of that, with programs it starts", "ms", w.cpu, proxyNftables, k.cpu, ratioAtMost(1)),
 		compare("resident memory"+with, "MB", w.rss, proxyNftables, k.rss, ratioAtMost(1)).note("services alone; weftd has 57 MB of program"),
