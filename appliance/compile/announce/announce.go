@@ -41,6 +41,9 @@ const (
 	helloInterval = 200
 	deadAfter     = 7
 	crowd         = 100
+	// Anybody on the segment can make hellos up: what they can cost is bounded.
+	mostPeers    = 1_000
+	mostInterval = 5_000
 	// A new address is asked for this often before it is used (RFC 5227 section 2.1, only faster: the watch goes on afterwards).
 	probes        = 3
 	probeInterval = 200

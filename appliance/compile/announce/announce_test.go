@@ -323,6 +323,25 @@ func TestNamesakeAndOtherCluster(t *testing.T) {
 	}
 }
 
+// TestFlood: hellos of thousands of nodes that are none cost little, and the address stays where it is.
+func TestFlood(t *testing.T) {
+	list := addrs(1)
+	s := newSim(t, 14)
+	n := s.start("a", candidates(list, "a"))
+	s.run(3000)
+	for i := range 5000 {
+		n.e.Hear(s.now, Hello{Boot: 1, Node: fmt.Sprint("x", i), Parts: 1, Interval: 65535}, macOf("x"))
+	}
+	if got := len(n.e.Peers(s.now)); got > mostPeers {
+		t.Errorf("%d peers are kept", got)
+	}
+	s.sole(list...)
+	s.run(10*deadAfter*mostInterval + mostInterval)
+	if got := len(n.e.Peers(s.now)); got > 0 {
+		t.Errorf("%d peers are still known", got)
+	}
+}
+
 // TestRandom: whatever happens to nodes, candidates and the wire, once it has calmed down each address has one owner that may have it.
 func TestRandom(t *testing.T) {
 	for seed := range uint64(200) {

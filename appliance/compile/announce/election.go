@@ -21,6 +21,9 @@ func (e *Election) Hear(now int64, h Hello, from model.MAC) []Action {
 		return nil
 	}
 	p := e.peers[h.Node]
+	if p == nil && len(e.peers) >= mostPeers {
+		return nil
+	}
 	if p == nil {
 		p = &peer{claims: map[netip.Addr]int64{}, yields: map[netip.Addr]bool{}}
 		p.forgive()
@@ -37,7 +40,7 @@ func (e *Election) Hear(now int64, h Hello, from model.MAC) []Action {
 		clear(p.yields) // what it gave up before is no news of what happened since
 	}
 	p.mac, p.heard, p.starting, p.passive = from, now, h.Starting, h.Passive
-	p.dead = deadAfter * int64(max(h.Interval, 1))
+	p.dead = deadAfter * min(int64(max(h.Interval, 1)), mostInterval)
 	p.gathered.Claims = append(p.gathered.Claims, h.Claims...)
 	p.gathered.Yields = append(p.gathered.Yields, h.Yields...)
 	if p.parts--; p.parts > 0 {
