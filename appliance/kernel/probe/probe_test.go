@@ -108,6 +108,7 @@ func TestUnreachable(t *testing.T) {
 	a, r, _ := routed(t, "1500")
 	r.run("ip route add unreachable 198.51.100.0/24\nip -6 route add unreachable fd99::/64")
 	a.run("ip route add unreachable 203.0.113.0/24")
+	a.run("ping -q -c 1 -w 20 192.168.2.2\nping -q -c 1 -w 20 fd02::2") // who has not met waits for neighbour discovery
 	for _, tc := range []struct {
 		name, from, to string
 		number         error
