@@ -70,7 +70,7 @@ func (d *Daemon) openDNS() error {
 	d.dns = r
 	d.loop.DNS.Addresses = r.sockets.addresses
 	if d.loop.Policies != nil {
-		d.loop.Policies.DNS = r.sockets.addrPorts
+		d.loop.Policies.DNS = d.policyDNS
 	}
 	return nil
 }
@@ -211,6 +211,16 @@ func (d *Daemon) dnsWarnings() []string {
 		out = append(out, d.dns.snippetError)
 	}
 	return append(out, d.dns.server.Brief().Warnings...)
+}
+
+// policyDNS are the addresses that policies take for the cluster's DNS. They follow from the cluster and the settings and not from
+// the sockets: what guards Pods must not change while a daemon that starts has not opened them yet.
+func (d *Daemon) policyDNS() (out []netip.AddrPort) {
+	snap := d.snapshot()
+	for _, a := range append(slices.Clone(d.dnsAddresses(snap)), d.localDNSAddresses(snap)...) {
+		out = append(out, netip.AddrPortFrom(a, dnsPort))
+	}
+	return out
 }
 
 // clusterDNS finds the Service by which the cluster's DNS is known: kube-dns, or any other with its label.

@@ -142,12 +142,3 @@ func (s *dnsSockets) addresses() (list []netip.Addr, begun bool) {
 	defer s.mu.Unlock()
 	return slices.Clone(s.open), s.begun
 }
-
-// addrPorts are those in use, with the port.
-func (s *dnsSockets) addrPorts() (out []netip.AddrPort) {
-	list, _ := s.addresses()
-	for _, a := range list {
-		out = append(out, netip.AddrPortFrom(a, dnsPort))
-	}
-	return out
-}

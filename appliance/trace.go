@@ -299,7 +299,7 @@ func traceStore(ctx context.Context, cfg config.Config) (t *tracing, closing fun
 		node: cfg.NodeName, picture: "the store, since weftd does not run: it may be older than what the kernel holds",
 		leases: state.Leases, config: routeConfig(&cfg), links: links, rules: rules,
 	}
-	d := &Daemon{cfg: cfg}
+	d := &Daemon{cfg: cfg, log: zap.NewNop()}
 	t.snapshot = d.overlay(snap)
 	if t.snapshot != nil { // what is wanted is what the store says, also where the kernel holds something else
 		wanted := *t.snapshot
@@ -317,6 +317,11 @@ func traceStore(ctx context.Context, cfg config.Config) (t *tracing, closing fun
 	}
 	if cfg.Has(config.RolePolicy) {
 		loop.Policies = &reconcile.Policies{Attached: func() []*model.Lease { return state.Leases }}
+		if cfg.Has(config.RoleDNS) {
+			d.dns = &dnsRole{kubelet: d.kubelet()}
+			d.newest.Set(t.snapshot)
+			loop.Policies.DNS = d.policyDNS
+		}
 	}
 	if err := loop.Round(ctx, reconcile.Trigger{What: "a question"}); err != nil {
 		closing()
