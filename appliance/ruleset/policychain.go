@@ -93,7 +93,7 @@ const (
 // chains returns the rules. A flow that was judged in this generation passes by its mark; all others are judged, a packet
 // against the direction of its flow by mirrored chains.
 func (k policyChains) chains(family Family) []*Chain {
-	src, dst := Field(IPSaddr), Field(IPDaddr)
+	src, dst := IPSaddr, IPDaddr
 	if family == IPv6 {
 		src, dst = IP6Saddr, IP6Daddr
 	}

@@ -46,7 +46,7 @@ func (s *story) talk(from, to *lab.Pod, works bool) error {
 		}
 		_, err := s.Output(s.ctx, from.FullName(), "weft", lab.PodCommand, "get", "--timeout", timeout, fmt.Sprintf("http://%s/", netip.AddrPortFrom(a, lab.HTTPPort)))
 		if (err == nil) != works {
-			return fmt.Errorf("from %s to %s (%s): %v, want success %v", from.Name, to.Name, a, err, works)
+			return fmt.Errorf("from %s to %s (%s): %s, want success %v", from.Name, to.Name, a, fmt.Sprint(err), works)
 		}
 	}
 	return nil
@@ -127,7 +127,7 @@ func TestPolicyAndDNS(t *testing.T) {
 				for _, more := range [][]string{{"--timeout", "500ms"}, {"--timeout", "500ms", "--tcp"}} {
 					a, err := s.lookup(web.FullName(), server, "A", "web.default.svc.cluster.local", more...)
 					if (err == nil && len(a.Data) == 1) != works {
-						return fmt.Errorf("%s %v: %v %v, want success %v", server, more, a, err, works)
+						return fmt.Errorf("%s %v: %v %s, want success %v", server, more, a, fmt.Sprint(err), works)
 					}
 				}
 			}

@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"weft.network/weft/appliance/model"
 )
 
 // span is a range of addresses and what is allowed with it; no ports mean everything.
@@ -180,12 +178,9 @@ func (p Ports) compare(o Ports) int {
 	return cmp.Or(cmp.Compare(p.Protocol, o.Protocol), cmp.Compare(p.First, o.First), cmp.Compare(p.Last, o.Last))
 }
 
-// covers reports whether the ports are among others that are sorted and joined.
+// within reports whether the ports are among others that are sorted and joined.
 func (p Ports) within(list []Ports) bool {
 	return slices.ContainsFunc(list, func(o Ports) bool {
 		return o.Protocol == p.Protocol && o.First <= p.First && p.Last <= o.Last
 	})
 }
-
-// everyPort is all ports of a protocol.
-func everyPort(p model.Protocol) Ports { return Ports{Protocol: p, Last: 65535} }
