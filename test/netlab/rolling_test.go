@@ -190,7 +190,8 @@ func TestManyServices(t *testing.T) {
 		}
 		return err
 	})
-	t.Logf("%d Services after %v, files included; one endpoint after %v; resident %s bytes", count, took, change, s.metric("node1", "process_resident_memory_bytes"))
+	t.Logf("%d Services after %v, files included; one endpoint after %v; resident %s bytes; %s syncs took %s s in all", count, took, change, s.metric("node1", "process_resident_memory_bytes"),
+		s.metric("node1", `kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"}`), s.metric("node1", `kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family="IPv4"}`))
 	if a := s.trace("node1", "default/client", "many/s9999:80"); !a.Agrees || len(a.Paths[0].Endpoints) != 3 {
 		t.Errorf("the last Service: agrees %v, %+v", a.Agrees, a.Differences)
 	}
