@@ -123,14 +123,14 @@ func (c *counters) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	spread := func(d *prometheus.Desc, of func(*shard) *histogram, bounds []float64, unit float64, labels ...string) {
-		buckets, total, sum := map[float64]uint64{}, uint64(0), uint64(0)
+		buckets, total := map[float64]uint64{}, uint64(0)
 		for i := range spans {
 			total += c.sum(func(s *shard) *atomic.Uint64 { return &of(s).bucket[i] })
 			if i < len(bounds) {
 				buckets[bounds[i]] = total
 			}
 		}
-		sum = c.sum(func(s *shard) *atomic.Uint64 { return &of(s).sum })
+		sum := c.sum(func(s *shard) *atomic.Uint64 { return &of(s).sum })
 		if total > 0 {
 			ch <- prometheus.MustNewConstHistogram(d, total, float64(sum)/unit, buckets, append([]string{server, zone, view}, labels...)...)
 		}

@@ -248,3 +248,25 @@ func TestDNSCustom(t *testing.T) {
 		return nil
 	})
 }
+
+// TestDNSFlood: one Pod asks as fast as it can; another one is answered all the same, each time at its first try.
+func TestDNSFlood(t *testing.T) {
+	s := tell(t, lab.Options{Nodes: 1})
+	pods := s.run("node1", "quiet", "noisy")
+	quiet, noisy := pods[0].FullName(), pods[1].FullName()
+	s.headless("10.244.9.1")
+	name := "db.default.svc.cluster.local"
+	s.resolves(quiet, lab.ClusterDNS, "A", name, "10.244.9.1")
+	flood := make(chan string, 1)
+	go func() { // its own losses are its own business
+		out, err := s.Output(s.ctx, noisy, "weft", lab.PodCommand, "dnsload", "--rate", "1000000", "--for", "3s", lab.ClusterDNS, name, "10.244.9.1")
+		flood <- fmt.Sprint(out, err)
+	}()
+	pause(s, 500*time.Millisecond)
+	for i := range 20 {
+		if a, err := s.lookup(quiet, lab.ClusterDNS, "A", name); err != nil || a.Rcode != "NOERROR" {
+			t.Fatalf("question %d: %v %v", i, a, err)
+		}
+	}
+	t.Logf("meanwhile: %s", <-flood)
+}
