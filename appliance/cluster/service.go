@@ -264,7 +264,8 @@ func loadBalancer(s *corev1.Service, out *model.Service, bad *fieldErrors) {
 		out.HealthCheckNodePort, _ = bad.port(spec.HealthCheckNodePort, "spec.healthCheckNodePort")
 	}
 	for i, in := range s.Status.LoadBalancer.Ingress {
-		if in.IP == "" { // a name; whoever it belongs to delivers
+		if in.IP == "" {
+			out.IngressName = in.Hostname
 			continue
 		}
 		addr, ok := bad.address(in.IP, "status.loadBalancer.ingress[].ip", i)

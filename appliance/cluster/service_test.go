@@ -217,6 +217,7 @@ func TestConvertLoadBalancer(t *testing.T) {
 	kept := want(func(s *model.Service) {
 		s.LoadBalancerClass, s.LoadBalancerIP, s.SourceRanges = "weft.network/bgp", "192.0.2.7", prefixes("10.0.0.0/8", "2001:db8::/32")
 		s.Ingress = []model.ServiceIngress{{IP: netip.MustParseAddr("192.0.2.7")}, {IP: netip.MustParseAddr("2001:db8::7"), Proxy: true}}
+		s.IngressName = "lb.example.com"
 	})
 	runServiceCases(t, []serviceCase{
 		{"everything", ofType(everything), kept, nil},

@@ -26,6 +26,8 @@ type Service struct {
 	Ports        []ServicePort `json:"ports,omitempty"`
 	// Ingress are status.loadBalancer.ingress addresses.
 	Ingress []ServiceIngress `json:"ingress,omitempty"`
+	// IngressName is the name of a load balancer in the status that has no address there; whoever it belongs to delivers.
+	IngressName string `json:"ingressName,omitempty"`
 	// SourceRanges limits who may use the load-balancer addresses; empty means everybody.
 	SourceRanges []netip.Prefix `json:"sourceRanges,omitempty"`
 	// AffinityTimeout is sessionAffinity ClientIP in seconds; 0 means none.

@@ -80,6 +80,9 @@ func (a *allocator) foreign(s *model.Service, had []netip.Addr, ours bool) strin
 	case a.serviceLB != "":
 		return fmt.Sprintf("the ServiceLB of k3s runs (Pod %s) and takes Services without a class, so weft leaves them to it: start the k3s servers "+
 			"with --disable=servicelb, or set spec.loadBalancerClass to %s", a.serviceLB, Class)
+	case !ours && elsewhere(s) != "":
+		return fmt.Sprintf("another load balancer, %s, delivers its connections, so weft leaves it alone: set spec.loadBalancerClass to %s for an address of weft's",
+			elsewhere(s), Class)
 	case ours, len(had) == 0, slices.ContainsFunc(had, func(addr netip.Addr) bool { return a.poolOf(addr) != nil }):
 		return ""
 	case a.in.Pods != nil && !slices.ContainsFunc(had, func(addr netip.Addr) bool { return !a.isNodeAddress(addr) }):
@@ -87,6 +90,16 @@ func (a *allocator) foreign(s *model.Service, had []netip.Addr, ours bool) strin
 	}
 	return fmt.Sprintf("another load balancer gave it %s, so weft leaves it alone: take that one away (k3s: --disable=servicelb), "+
 		"or set spec.loadBalancerClass to %s", join(had), Class)
+}
+
+// elsewhere names a load balancer in the status that delivers by itself: by a name, or with ipMode Proxy.
+func elsewhere(s *model.Service) string {
+	for _, ing := range s.Ingress {
+		if ing.Proxy {
+			return ing.IP.String()
+		}
+	}
+	return s.IngressName
 }
 
 // serviceLBLabel is on the Pods of k3s' ServiceLB.

@@ -122,6 +122,8 @@ func TestAllocate(t *testing.T) {
 	)
 	box := nodes(&model.Node{Name: "box", Addresses: []netip.Addr{ip("192.168.1.5"), ip("2001:db8:1::5")}})
 	nodePool := pools(&model.LoadBalancerPool{Name: "nodes", NodeAddresses: true})
+	named, proxied := *svc("named"), *svc("proxied")
+	named.IngressName, proxied.Ingress = "lb.example.com", []model.ServiceIngress{{IP: ip("192.0.2.1"), Proxy: true}}
 	svclb := map[model.PodKey]*model.Pod{{Namespace: "kube-system", Name: "svclb-web-x"}: {Labels: map[string]string{serviceLBLabel: "web"}}}
 	for _, tc := range []struct {
 		name string
@@ -141,6 +143,7 @@ func TestAllocate(t *testing.T) {
 		{"keeps what it has", Input{Pools: two, Services: services(svc("a", "has=198.51.100.77"))}, "a: Allocated 198.51.100.77"},
 		{"adopts from another allocator", Input{Pools: two, Services: services(svc("a", "status=198.51.100.77"))}, "a: Allocated 198.51.100.77"},
 		{"leaves alone what another gave", Input{Pools: two, Services: services(svc("a", "status=203.0.113.1"))}, "a: OtherLoadBalancer"},
+		{"or delivers by itself", Input{Pools: two, Services: services(&named, &proxied)}, "named: OtherLoadBalancer; proxied: OtherLoadBalancer"},
 		{"while k3s has its ServiceLB", Input{Pools: two, Pods: svclb, Nodes: box, Services: services(svc("a"), svc("b", "class="+Class))}, "a: OtherLoadBalancer; b: Allocated 192.0.2.1"},
 		{"what a ServiceLB left behind", Input{Pools: two, Pods: map[model.PodKey]*model.Pod{}, Nodes: box, Services: services(svc("a", "status=192.168.1.5"))}, "a: Allocated 192.0.2.1"},
 		{"unless the class says weft", Input{Pools: two, Services: services(svc("a", "status=203.0.113.1", "class="+Class))}, "a: Allocated 192.0.2.1"},
