@@ -21,16 +21,16 @@ func (d *Daemon) otherProxy() string {
 		return d.proxy
 	}
 	d.proxySeen, d.proxy = time.Now(), ""
-	if pid := findProcess("/proc", kubeProxyName); pid != "" {
+	if pid := findKubeProxy("/proc"); pid != "" {
 		d.proxy = fmt.Sprintf("kube-proxy (pid %s) serves Services on this node, so weft leaves them to it: remove kube-proxy, "+
 			"or take services out of roles in weft.yaml", pid)
 	}
 	return d.proxy
 }
 
-// findProcess returns the ID of a process of that name in the network namespace of this one, or nothing: one in another namespace
+// findKubeProxy returns the ID of a kube-proxy in the network namespace of this process, or nothing: one in another namespace
 // serves another node on the same machine. A process whose namespace cannot be read counts.
-func findProcess(proc, name string) string {
+func findKubeProxy(proc string) string {
 	own, _ := os.Readlink(filepath.Join(proc, "self", "ns", "net"))
 	files, err := filepath.Glob(filepath.Join(proc, "[0-9]*", "comm"))
 	if err != nil {
@@ -38,7 +38,7 @@ func findProcess(proc, name string) string {
 	}
 	for _, f := range files {
 		comm, err := os.ReadFile(f)
-		if err != nil || strings.TrimSpace(string(comm)) != name {
+		if err != nil || strings.TrimSpace(string(comm)) != kubeProxyName {
 			continue
 		}
 		if ns, err := os.Readlink(filepath.Join(filepath.Dir(f), "ns", "net")); err != nil || ns == own {

@@ -48,7 +48,7 @@ func (w *World) destination(text string, proto model.Protocol) (Point, error) {
 	if p.Kind != kindService {
 		return p, fmt.Errorf("port %q must be 1 to 65535", port)
 	}
-	key, _ := serviceKey(p.Name)
+	key := serviceKey(p.Name)
 	var names []string
 	for _, sp := range w.Snapshot.Services[key].Ports {
 		if sp.Name == port && sp.Protocol == proto {
@@ -60,9 +60,9 @@ func (w *World) destination(text string, proto model.Protocol) (Point, error) {
 	return p, fmt.Errorf("the Service %s has no port %q over %s; it has %s", p.Name, port, proto, strings.Join(names, ", "))
 }
 
-func serviceKey(name string) (model.ServiceKey, bool) {
-	namespace, rest, ok := strings.Cut(name, "/")
-	return model.ServiceKey{Namespace: namespace, Name: rest}, ok
+func serviceKey(name string) model.ServiceKey {
+	namespace, rest, _ := strings.Cut(name, "/")
+	return model.ServiceKey{Namespace: namespace, Name: rest}
 }
 
 // named finds what a text means; prefer says which of a Pod and a Service of one name is meant.
@@ -102,7 +102,7 @@ func (w *World) ofKind(kind, name string) (Point, error) {
 		}
 		return Point{}, fmt.Errorf("the cluster has no node %q", name)
 	case kindService:
-		key, _ := serviceKey(name)
+		key := serviceKey(name)
 		s := w.Snapshot.Services[key]
 		switch {
 		case s == nil:
