@@ -91,6 +91,16 @@ func TestDNS(t *testing.T) {
 		t.Errorf("weft dns stats: %s", out)
 	}
 
+	metrics := s.out("node1", "weft "+lab.PodCommand+" get http://127.0.0.1:9465/metrics")
+	for _, want := range []string{
+		`coredns_dns_requests_total{family="1",proto="udp",server="dns://:53",type="A",view="",zone="."}`, "coredns_dns_request_duration_seconds_bucket",
+		`coredns_dns_responses_total{plugin="weft",rcode="NXDOMAIN"`, "coredns_panics_total 0", "weft_dns_refused_total 0",
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("the metrics have no %s", want)
+		}
+	}
+
 	var took []time.Duration
 	for i := range 10 {
 		want := []string{fmt.Sprintf("10.244.9.%d", i+1), fmt.Sprintf("10.244.9.%d", i+101)}
