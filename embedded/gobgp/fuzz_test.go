@@ -177,20 +177,37 @@ func malformed() map[byte][][]byte {
 		0: {open(65100), open(65100)[:9], open(65001), {}, {4}, {3, 0xfe, 0x4c, 0, 90, 1, 1, 1, 1, 0}, {4, 0xfe, 0x4c, 0, 1, 1, 1, 1, 1, 0}, {4, 0xfe, 0x4c, 0, 90, 0, 0, 0, 0, 255, 2, 253, 64, 200}},
 		1: {{2}, {3, 6, 2}, {5, 0, 1, 0, 1}, {9, 9, 9}, {1}},
 		2: {
-			attrs(0x40, 1, 1, 0, 0x40, 2, 6, 2, 1, 0, 0, 0xfe, 0x4c, 0x40, 3, 4, 127, 0, 9, 1), // good
-			attrs(0x40, 1, 1, 9, 0x40, 2, 6, 2, 1, 0, 0, 0xfe, 0x4c, 0x40, 3, 4, 127, 0, 9, 1), // ORIGIN that is none
-			attrs(0x40, 2, 6, 7, 1, 0, 0, 0xfe, 0x4c),                                          // AS_PATH of an unknown kind
-			attrs(0x40, 2, 2, 2, 200),                                                          // AS_PATH that is longer than it says
-			attrs(0x40, 1, 1, 0, 0x40, 3, 4, 0, 0, 0, 0),                                       // no AS_PATH, NEXT_HOP 0.0.0.0
-			attrs(0x80, 14, 5, 0, 2, 1, 0, 0),                                                  // MP_REACH_NLRI without next hop
-			attrs(0x80, 14, 9, 0, 2, 1, 255, 1, 2, 3, 4, 5),                                    // MP_REACH_NLRI with a next hop that is cut
-			attrs(0xc0, 8, 3, 1, 2, 3),                                                         // COMMUNITIES of three bytes
-			attrs(0xc0, 32, 5, 1, 2, 3, 4, 5),                                                  // LARGE_COMMUNITY of five bytes
-			attrs(0xd0, 99, 255, 255),                                                          // an attribute that is longer than the message
-			attrs(0xe0, 17, 6, 2, 1, 0, 0, 0, 1),                                               // AS4_PATH in a session with four-byte numbers
-			attrs(0x80, 9, 4, 1, 2, 3, 4, 0x80, 10, 3, 1, 2, 3),                                // ORIGINATOR_ID, and a CLUSTER_LIST that is cut
-			attrs(0xc0, 128, 4, 1, 2, 3, 4, 0xc0, 40, 6, 1, 0, 3, 0, 0, 0, 1),                  // ATTR_SET, prefix SID
-			{0, 255}, {0, 0, 0, 0}, {0, 1, 33, 0, 0}, {0, 5, 129, 1, 2, 3, 4, 0, 0}, {},
+			// good
+			attrs(0x40, 1, 1, 0, 0x40, 2, 6, 2, 1, 0, 0, 0xfe, 0x4c, 0x40, 3, 4, 127, 0, 9, 1),
+			// ORIGIN that is none
+			attrs(0x40, 1, 1, 9, 0x40, 2, 6, 2, 1, 0, 0, 0xfe, 0x4c, 0x40, 3, 4, 127, 0, 9, 1),
+			// AS_PATH of an unknown kind
+			attrs(0x40, 2, 6, 7, 1, 0, 0, 0xfe, 0x4c),
+			// AS_PATH that is longer than it says
+			attrs(0x40, 2, 2, 2, 200),
+			// no AS_PATH, NEXT_HOP 0.0.0.0
+			attrs(0x40, 1, 1, 0, 0x40, 3, 4, 0, 0, 0, 0),
+			// MP_REACH_NLRI without next hop
+			attrs(0x80, 14, 5, 0, 2, 1, 0, 0),
+			// MP_REACH_NLRI with a next hop that is cut
+			attrs(0x80, 14, 9, 0, 2, 1, 255, 1, 2, 3, 4, 5),
+			// COMMUNITIES of three bytes
+			attrs(0xc0, 8, 3, 1, 2, 3),
+			// LARGE_COMMUNITY of five bytes
+			attrs(0xc0, 32, 5, 1, 2, 3, 4, 5),
+			// an attribute that is longer than the message
+			attrs(0xd0, 99, 255, 255),
+			// AS4_PATH in a session with four-byte numbers
+			attrs(0xe0, 17, 6, 2, 1, 0, 0, 0, 1),
+			// ORIGINATOR_ID, and a CLUSTER_LIST that is cut
+			attrs(0x80, 9, 4, 1, 2, 3, 4, 0x80, 10, 3, 1, 2, 3),
+			// ATTR_SET, prefix SID
+			attrs(0xc0, 128, 4, 1, 2, 3, 4, 0xc0, 40, 6, 1, 0, 3, 0, 0, 0, 1),
+			{0, 255},
+			{0, 0, 0, 0},
+			{0, 1, 33, 0, 0},
+			{0, 5, 129, 1, 2, 3, 4, 0, 0},
+			{},
 		},
 		3: {{1}, {3}, {3, 6}, {4, 4}, {5, 0, 9, 0, 9}, {6, 0, 0}, {0}, {255}},
 	}

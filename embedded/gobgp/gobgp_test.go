@@ -1,6 +1,7 @@
 // Without this Go listens with MPTCP, which knows neither TCP-MD5 nor a minimum TTL; main.go has the same line.
 //
 //go:debug multipathtcp=0
+
 package gobgp
 
 import (

@@ -53,10 +53,9 @@ func (s *story) program(target string, argv ...string) (stop func()) {
 
 // router is a routing daemon in the lab's router, which people would have as top-of-rack switch.
 type router struct {
-	s      *story
-	dir    string
-	kind   string
-	config func() string
+	s    *story
+	dir  string
+	kind string
 }
 
 // needs skips a story whose program is not installed, or fails it where a skip is not allowed.
