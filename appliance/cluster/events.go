@@ -20,7 +20,17 @@ type events struct {
 
 	mu       sync.Mutex
 	recorder record.EventRecorder // nil while there is no session
+	// waiting are the newest events of the time without a session: what goes wrong at a start is said before the server is heard.
+	waiting []waitingEvent
 }
+
+type waitingEvent struct {
+	about                 *corev1.ObjectReference
+	kind, reason, message string
+}
+
+// mostWaiting bounds the events that wait for a session.
+const mostWaiting = 32
 
 func newEvents(node string) *events { return &events{node: node} }
 
@@ -38,7 +48,13 @@ func (e *events) start(ctx context.Context, client kubernetes.Interface) (stop f
 func (e *events) set(r record.EventRecorder) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.recorder = r
+	if e.recorder = r; r == nil {
+		return
+	}
+	for _, w := range e.waiting {
+		r.Event(w.about, w.kind, w.reason, w.message)
+	}
+	e.waiting = nil
 }
 
 // WarnPod implements Recorder.
@@ -67,8 +83,13 @@ func (e *events) event(about *corev1.ObjectReference, warning bool, reason, mess
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.recorder != nil && about.Name != "" {
+	switch {
+	case about.Name == "":
+	case e.recorder != nil:
 		e.recorder.Event(about, kind, reason, message)
+	default:
+		e.waiting = append(e.waiting, waitingEvent{about, kind, reason, message})
+		e.waiting = e.waiting[max(0, len(e.waiting)-mostWaiting):]
 	}
 }
 

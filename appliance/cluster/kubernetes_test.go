@@ -144,22 +144,22 @@ func TestKubernetesIgnoresAndReportsBadFields(t *testing.T) {
 
 func TestKubernetesEvents(t *testing.T) {
 	w, client := withFake(t)
-	w.source.Recorder().WarnPod(model.PodRef{Namespace: "default", Name: "early"}, "Early", "before Run") // dropped, not a crash
+	w.source.Recorder().WarnPod(model.PodRef{Namespace: "default", Name: "early"}, "Early", "before Run") // it waits for the server
 	w.run()
 	w.untilNodes()
 	w.source.Recorder().WarnPod(model.PodRef{Namespace: "default", Name: "web", UID: "1"}, "AddressesExhausted", "no address is left")
 	w.source.Recorder().WarnNode("a", "AddressesExhausted", "no address is left")
 	var got []corev1.Event
-	w.until("two events", func(*model.Snapshot) bool {
+	w.until("three events", func(*model.Snapshot) bool {
 		list, err := client.CoreV1().Events("").List(t.Context(), metav1.ListOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		got = list.Items
-		return len(got) == 2
+		return len(got) == 3
 	})
 	for _, e := range got {
-		if e.Type != "Warning" || e.Reason != "AddressesExhausted" || e.Source.Component != "weft" || e.Source.Host != "a" || e.Namespace != "default" {
+		if e.Type != "Warning" || e.Reason != "AddressesExhausted" && e.Reason != "Early" || e.Source.Component != "weft" || e.Source.Host != "a" || e.Namespace != "default" {
 			t.Errorf("got %+v", e)
 		}
 	}

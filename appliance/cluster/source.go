@@ -20,7 +20,7 @@ type Source interface {
 }
 
 // Recorder emits warnings that the cluster shows next to an object (Kubernetes Events of type Warning). A call returns at once;
-// a warning that cannot be delivered is dropped. reason is one word in CamelCase, message a sentence.
+// the newest warnings wait for a server, and the others are dropped. reason is one word in CamelCase, message a sentence.
 type Recorder interface {
 	WarnPod(pod model.PodRef, reason, message string)
 	WarnNode(node, reason, message string)
