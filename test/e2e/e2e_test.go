@@ -283,8 +283,14 @@ func fullRangeIsAnEvent(t *testing.T, node *Node) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	running, err := cluster.Kubectl("get", "pods", "--selector=set=tiny", "--field-selector=status.phase=Running", "--output=name")
-	if n := len(strings.Fields(running)); err != nil || n != count-1 {
-		t.Errorf("%d of %d Pods run, want all but one (%v)", n, count, err)
+	err = wait("all Pods but one to run", 60*time.Second, node.processes, func() error {
+		running, err := cluster.Kubectl("get", "pods", "--selector=set=tiny", "--field-selector=status.phase=Running", "--output=name")
+		if n := len(strings.Fields(running)); err == nil && n != count-1 {
+			err = fmt.Errorf("%d of %d Pods run, want all but one", n, count)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
