@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // stored is the form of a Snapshot in the store: lists sorted by name, so that equal Snapshots give equal bytes.
@@ -28,55 +29,27 @@ type stored struct {
 
 // MarshalJSON prints the Snapshot with its objects sorted by name.
 func (s *Snapshot) MarshalJSON() ([]byte, error) {
-	out := stored{Revision: s.Revision, Nodes: s.SortedNodes()}
-	for _, p := range s.Pods {
-		out.Pods = append(out.Pods, p)
+	out := stored{
+		Revision: s.Revision, Nodes: s.SortedNodes(), Pods: sorted(s.Pods, byNamespace),
+		Services: sorted(s.Services, byNamespace), Slices: sorted(s.Slices, byNamespace),
+		Namespaces: sorted(s.Namespaces, strings.Compare), Policies: sorted(s.Policies, byNamespace),
+		BGPPeers: sorted(s.BGPPeers, strings.Compare), Secrets: sorted(s.Secrets, byNamespace),
+		Pools: sorted(s.Pools, strings.Compare), ConfigMaps: sorted(s.ConfigMaps, byNamespace),
 	}
-	slices.SortFunc(out.Pods, func(a, b *Pod) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
-	for _, v := range s.Services {
-		out.Services = append(out.Services, v)
-	}
-	slices.SortFunc(out.Services, func(a, b *Service) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
-	for _, v := range s.Slices {
-		out.Slices = append(out.Slices, v)
-	}
-	slices.SortFunc(out.Slices, func(a, b *EndpointSlice) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
-	for _, v := range s.Namespaces {
-		out.Namespaces = append(out.Namespaces, v)
-	}
-	slices.SortFunc(out.Namespaces, func(a, b *Namespace) int { return cmp.Compare(a.Name, b.Name) })
-	for _, v := range s.Policies {
-		out.Policies = append(out.Policies, v)
-	}
-	slices.SortFunc(out.Policies, func(a, b *NetworkPolicy) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
-	for _, name := range slices.Sorted(maps.Keys(s.BGPPeers)) {
-		out.BGPPeers = append(out.BGPPeers, s.BGPPeers[name])
-	}
-	for _, v := range s.Secrets {
-		out.Secrets = append(out.Secrets, v)
-	}
-	slices.SortFunc(out.Secrets, func(a, b *Secret) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
-	for _, v := range s.Pools {
-		out.Pools = append(out.Pools, v)
-	}
-	slices.SortFunc(out.Pools, func(a, b *LoadBalancerPool) int { return cmp.Compare(a.Name, b.Name) })
-	for _, v := range s.ConfigMaps {
-		out.ConfigMaps = append(out.ConfigMaps, v)
-	}
-	slices.SortFunc(out.ConfigMaps, func(a, b *ConfigMap) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
 	return json.Marshal(out)
+}
+
+// sorted returns the objects of a map in the order of their keys; nil when there are none.
+func sorted[K comparable, V any](objects map[K]V, compare func(a, b K) int) (out []V) {
+	for _, key := range slices.SortedFunc(maps.Keys(objects), compare) {
+		out = append(out, objects[key])
+	}
+	return out
+}
+
+// byNamespace compares the keys of any namespaced kind.
+func byNamespace[K ~struct{ Namespace, Name string }](a, b K) int {
+	return PolicyKey(a).Compare(PolicyKey(b))
 }
 
 // UnmarshalJSON reads what MarshalJSON printed.
