@@ -109,8 +109,8 @@ func (c *announced) holds(s *model.Snapshot) bool {
 	if c.of == s || c.of == nil || s == nil {
 		return c.of == s && s != nil
 	}
-	return sameMap(c.of.Services, s.Services) && sameMap(c.of.Pools, s.Pools) && maps.Equal(c.of.Nodes, s.Nodes) &&
-		(!c.local || sameMap(c.of.Slices, s.Slices))
+	return model.SameMap(c.of.Services, s.Services) && model.SameMap(c.of.Pools, s.Pools) && maps.Equal(c.of.Nodes, s.Nodes) &&
+		(!c.local || model.SameMap(c.of.Slices, s.Slices))
 }
 
 // addressMoved tells people and counters what happened on a segment.

@@ -54,12 +54,8 @@ func (d *Daemon) lbInput(s *model.Snapshot) lb.Input {
 
 // sameInput reports whether two inputs are made of the same maps: a map that is shared by two Snapshots is the same.
 func sameInput(a, b lb.Input) bool {
-	return sameMap(a.Pools, b.Pools) && sameMap(a.Services, b.Services) && sameMap(a.Namespaces, b.Namespaces) && maps.Equal(a.Nodes, b.Nodes) &&
+	return model.SameMap(a.Pools, b.Pools) && model.SameMap(a.Services, b.Services) && model.SameMap(a.Namespaces, b.Namespaces) && maps.Equal(a.Nodes, b.Nodes) &&
 		lb.ServiceLB(a.Pods) == lb.ServiceLB(b.Pods)
-}
-
-func sameMap[K comparable, V any](a, b map[K]V) bool {
-	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer() && len(a) == len(b)
 }
 
 func (d *Daemon) setResult(r lb.Result, leading bool) {

@@ -1,6 +1,9 @@
 package model
 
-import "net/netip"
+import (
+	"net/netip"
+	"reflect"
+)
 
 // Node is one machine of the cluster, trimmed to what the network needs.
 type Node struct {
@@ -99,4 +102,9 @@ func (s *Snapshot) Pod(key PodKey) *Pod {
 		return nil
 	}
 	return s.Pods[key]
+}
+
+// SameMap reports whether two maps of Snapshots are one and the same: what did not change is shared between them.
+func SameMap[K comparable, V any](a, b map[K]V) bool {
+	return len(a) == len(b) && reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
 }

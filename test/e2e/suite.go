@@ -18,7 +18,7 @@ const (
 
 // leftOut are the tests that a run leaves out, as regular expressions of their names, and why.
 var leftOut = []struct{ pattern, reason string }{
-	{`\[Feature:LoadBalancer\]`, "weft gives no addresses to Services of the type LoadBalancer yet"},
+	{`\[Feature:LoadBalancer\]`, "it was not tried since weft gives addresses to Services of the type LoadBalancer"},
 	{`\[Feature:SCTPConnectivity\]`, "the kernels that run these tests have no SCTP sockets"},
 	{`\[Feature:Networking-`, "there is no Internet, and no performance to measure beside the control plane"},
 	{`\[Feature:PerformanceDNS\]`, "it measures the DNS server with 10,000 Services"},

@@ -115,7 +115,7 @@ func (c *classes) update(w *who, moved bool, namespaces map[string]*model.Namesp
 	if !slices.Equal(active, c.active) {
 		again = someSelectors
 	}
-	if !slices.Equal(named, c.named) || !sameMap(namespaces, c.namespaces) &&
+	if !slices.Equal(named, c.named) || !model.SameMap(namespaces, c.namespaces) &&
 		!maps.EqualFunc(namespaces, c.namespaces, func(a, b *model.Namespace) bool { return maps.Equal(a.Labels, b.Labels) }) {
 		again = everything
 	}

@@ -51,8 +51,8 @@ func (c *Compiler) Compile(snap *model.Snapshot, in Input) *Filters {
 		c.selectors = selectors{known: map[string]*selector{}, ports: map[numbered]int32{}, byNumber: map[int32]numbered{}}
 	}
 	moved := c.who.update(snap, in)
-	edited := c.result == nil || !sameMap(c.policies, snap.Policies)
-	if !moved && !edited && sameMap(c.classes.namespaces, snap.Namespaces) && slices.Equal(c.dns, in.DNS) {
+	edited := c.result == nil || !model.SameMap(c.policies, snap.Policies)
+	if !moved && !edited && model.SameMap(c.classes.namespaces, snap.Namespaces) && slices.Equal(c.dns, in.DNS) {
 		return c.result
 	}
 	if edited {
@@ -244,10 +244,6 @@ func (c *Compiler) problems() (out []Problem) {
 		return cmp.Or(a.Policy.Compare(b.Policy), cmp.Compare(a.Text, b.Text))
 	})
 	return out
-}
-
-func sameMap[K comparable, V any](a, b map[K]V) bool {
-	return len(a) == len(b) && reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
 }
 
 func sameSlice[T any](a, b []T) bool {

@@ -74,7 +74,7 @@ func (w *who) update(snap *model.Snapshot, in Input) bool {
 
 // changedPods notes the Pods that differ, and whose is which address according to the cluster.
 func (w *who) changedPods(now map[model.PodKey]*model.Pod, dirty map[model.PodKey]bool) {
-	if sameMap(w.pods, now) {
+	if model.SameMap(w.pods, now) {
 		return
 	}
 	kept := 0
