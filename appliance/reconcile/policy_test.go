@@ -247,6 +247,46 @@ func TestPoliciesOfTheDaemonBefore(t *testing.T) {
 	}
 }
 
+// TestFreedomOfTheDaemonBefore: where nobody was isolated, a stored picture that is older isolates nobody before the cluster had
+// time to be heard; but a Pod that is attached is guarded at once.
+func TestFreedomOfTheDaemonBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fabric := ruleset.Table{Family: ruleset.INet, Name: ruleset.TableName}
+		stored := func(tables ...ruleset.Table) *policyRig {
+			r := newShop(t)
+			for _, table := range tables {
+				r.kernel.tables[table.ID()] = table
+			}
+			r.allow("web", "web")
+			r.edit(func(s *model.Snapshot) { s.Stored = true })
+			r.round(Trigger{})
+			return r
+		}
+		isolated := func(r *policyRig) bool { return strings.Contains(r.kernel.text(), "10.0.1.2") }
+		if !isolated(stored()) {
+			t.Error("after a boot the stored picture does not count")
+		}
+		r := stored(fabric)
+		if isolated(r) {
+			t.Error("the stored picture counts before the cluster had time to be heard")
+		}
+		r.pod("web2", "10.0.1.9", "web")
+		if err := r.SyncPolicies(t.Context()); err != nil || !strings.Contains(r.kernel.text(), "10.0.1.9") {
+			t.Errorf("a Pod was attached, and is not isolated: %v", err)
+		}
+		late := stored(fabric)
+		<-time.NewTimer(policyHold + time.Millisecond).C
+		if late.round(Trigger{}); !isolated(late) {
+			t.Error("the cluster is away, and its last picture does not count")
+		}
+		heard := stored(fabric)
+		heard.edit(func(s *model.Snapshot) { s.Stored = false })
+		if heard.round(Trigger{}); !isolated(heard) {
+			t.Error("the cluster was heard, and the Pod is not isolated")
+		}
+	})
+}
+
 // TestLostPolicyTable: a table that somebody deleted comes back closed at first, and then whole.
 func TestLostPolicyTable(t *testing.T) {
 	r := newShop(t)
