@@ -107,7 +107,7 @@ func TestProbe(t *testing.T) {
 	for _, p := range problems {
 		t.Error(p)
 	}
-	problems, err = b.probe([]feature{{"miracles", "CONFIG_MIRACLE", chainTable(nil, Jump("nowhere"))}})
+	problems, err = b.probe(append(features(), feature{"miracles", "CONFIG_MIRACLE", chainTable(nil, Jump("nowhere"))}))
 	if err != nil || len(problems) != 1 || !strings.Contains(problems[0].String(), "does not take nftables miracles, which need CONFIG_MIRACLE: add rule probe jump nowhere: ") {
 		t.Errorf("problems %v, error %v", problems, err)
 	}
