@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the programs a test cluster is made of, from the versions pinned in k8s/go.mod, into $WEFT_CACHE/e2e/bin.
 # usage: build.sh [core|conformance]     core (default): what a cluster needs; conformance: also what the official suite
-#        needs: e2e.test, CoreDNS and a Debian root for the images of its Pods
+#        needs: e2e.test and its runner, CoreDNS and a Debian root for the images of its Pods
 # A program is built only when it is missing or when the pins or the compiler changed. Cold, core takes
 # about 12 minutes on 2 cores; it needs 4 GB in Go's build cache.
 set -eu
@@ -77,6 +77,7 @@ build_root() {
 
 if [ "$set_name" = conformance ]; then
     build e2e.test "test -c" k8s.io/kubernetes/test/e2e
+    build ginkgo build github.com/onsi/ginkgo/v2/ginkgo
     build coredns build github.com/coredns/coredns
     build regression-issue-74839 build k8s.io/kubernetes/test/images/regression-issue-74839
     # The certificate and key of the suite's HTTPS backends.

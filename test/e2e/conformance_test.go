@@ -32,6 +32,10 @@ func TestConformance(t *testing.T) {
 		}
 		skip = strings.Join(patterns, "|")
 	}
+	// For its Services of type LoadBalancer.
+	if err := cluster.Apply(pool("192.168.77.200-192.168.77.230, 'fd00:77::200-fd00:77::230'")); err != nil {
+		t.Fatal(err)
+	}
 	results, err := cluster.RunSuite(focus, skip)
 	if err != nil {
 		t.Error(err)

@@ -18,7 +18,6 @@ const (
 
 // leftOut are the tests that a run leaves out, as regular expressions of their names, and why.
 var leftOut = []struct{ pattern, reason string }{
-	{`\[Feature:LoadBalancer\]`, "it was not tried since weft gives addresses to Services of the type LoadBalancer"},
 	{`\[Feature:SCTPConnectivity\]`, "the kernels that run these tests have no SCTP sockets"},
 	{`\[Feature:Networking-`, "there is no Internet, and no performance to measure beside the control plane"},
 	{`\[Feature:PerformanceDNS\]`, "it measures the DNS server with 10,000 Services"},
@@ -45,8 +44,11 @@ type suiteResult struct {
 	Failure string `xml:"failure"`
 }
 
-// RunSuite runs the tests of the official suite whose names match focus and not skip, one after the other. It returns
-// the results of all that were started, and an error when the suite did not come to its end.
+// suiteProcesses is how many tests of the suite run at once: they mostly wait. Those that it calls serial run alone.
+const suiteProcesses = "4"
+
+// RunSuite runs the tests of the official suite whose names match focus and not skip. It returns the results of all that
+// were started, and an error when the suite did not come to its end.
 func (c *Cluster) RunSuite(focus, skip string) ([]suiteResult, error) {
 	// On the switch: neither a node nor a Pod, like a client outside of the cluster.
 	config, err := os.ReadFile(c.Nodes[0].Path(adminConfig))
@@ -57,9 +59,9 @@ func (c *Cluster) RunSuite(focus, skip string) ([]suiteResult, error) {
 		return nil, err
 	}
 	report := filepath.Join(c.dir, "report") // the folder of the logs may lie where the switch has its own version
-	suite, err := c.fabric.Start("suite", "e2e.test", "--provider=skeleton", "--kubeconfig="+adminConfig,
-		"--kubectl-path="+filepath.Join(c.bin, "kubectl"), "--report-dir="+report, "--ginkgo.no-color", "--ginkgo.v",
-		"--ginkgo.timeout="+(suiteLimit-time.Minute).String(), "--ginkgo.focus="+focus, "--ginkgo.skip="+skip)
+	suite, err := c.fabric.Start("suite", "ginkgo", "--procs="+suiteProcesses, "--no-color", "-v",
+		"--timeout="+(suiteLimit-time.Minute).String(), "--focus="+focus, "--skip="+skip, filepath.Join(c.bin, "e2e.test"), "--",
+		"--provider=skeleton", "--kubeconfig="+adminConfig, "--kubectl-path="+filepath.Join(c.bin, "kubectl"), "--report-dir="+report)
 	if err != nil {
 		return nil, err
 	}
