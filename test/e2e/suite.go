@@ -23,6 +23,9 @@ var leftOut = []struct{ pattern, reason string }{
 	{`\[Feature:PerformanceDNS\]`, "it measures the DNS server with 10,000 Services"},
 	{`\[Feature:KubeProxyNFAcct\]|\[Feature:LocalhostNodePorts\]|\] KubeProxy `, "it looks into kube-proxy's iptables mode"},
 	{`\[Provider:|\[Disruptive\]`, "it logs in to the nodes of a cloud"},
+	{`load balancer cleanup finalizer`, "the finalizer is written by the controller of a cloud"},
+	{`switch session affinity for LoadBalancer service with Local`, "it wants several nodes to answer for one address, and on a segment one does"},
+	{`ExternalTrafficPolicy: Local .* should work for type=LoadBalancer`, "it takes every client on the nodes' segment, which the suite is here, for a node"},
 	{`rejected for evicted pods`, "it waits for a Pod to be evicted for its use of the disk, which the kubelet cannot measure here"},
 	{`\] DNS configMap `, "it changes the configuration of a CoreDNS Deployment with a forwarder"},
 }
