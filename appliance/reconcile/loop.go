@@ -393,9 +393,9 @@ func (l *Loop) applyRules(ctx context.Context, cfg route.Config, snap *model.Sna
 			return 0, err
 		}
 		serve = !inherited
-	}
-	if serve {
-		tables = append(fabric, l.Services.compile(snap, self, s))
+		if table := l.Services.compile(snap, self, s, serve); serve {
+			tables = append(fabric, table)
+		}
 	}
 	if l.Policies != nil {
 		more, err := l.policyTables(snap, self.Name)

@@ -331,9 +331,17 @@ func TestServicesAreInherited(t *testing.T) {
 	for _, inKernel := range []bool{true, false} {
 		r, ctx := newRig(), context.Background()
 		r.Services, r.w.served = &Services{Flows: r.w}, inKernel
+		web := &model.Service{
+			Namespace: "default", Name: "web", Type: "LoadBalancer", ExternalLocal: true, HealthCheckNodePort: 30999,
+			ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.20")}, Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, NodePort: 30080}},
+		}
+		r.snap.Services = map[model.ServiceKey]*model.Service{web.Key(): web}
 		r.snap.Stored = true
 		if err := r.Round(ctx, Trigger{}); err != nil {
 			t.Fatal(err)
+		}
+		if s := r.Status().Services; s.HealthChecks[web.Key()].Port != 30999 || s.Frontends[web.Key()] == nil {
+			t.Errorf("in the kernel %t: the health check that load balancers ask for is not answered: %+v", inKernel, s)
 		}
 		if got := len(r.w.tables); got != map[bool]int{true: 1, false: 2}[inKernel] {
 			t.Errorf("in the kernel %t: %d tables from the store", inKernel, got)

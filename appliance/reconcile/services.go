@@ -41,8 +41,9 @@ type Services struct {
 	started   time.Time
 }
 
-// compile works out what this node serves. With an unchanged Snapshot it costs a few comparisons.
-func (s *Services) compile(snap *model.Snapshot, self *model.Node, state *route.State) ruleset.Table {
+// compile works out what this node serves. With an unchanged Snapshot it costs a few comparisons. Only what is put in force counts
+// as a change; otherwise load balancers and people are answered from it while the kernel goes on with what it has.
+func (s *Services) compile(snap *model.Snapshot, self *model.Node, state *route.State, inForce bool) ruleset.Table {
 	s.started = time.Now()
 	if s.Yield != nil {
 		s.yielded = s.Yield()
@@ -54,7 +55,7 @@ func (s *Services) compile(snap *model.Snapshot, self *model.Node, state *route.
 	s.result = s.compiler.Compile(snap, service.Input{
 		NodeName: self.Name, Zone: self.Labels[zoneLabel], NodeAddresses: self.Addresses,
 	})
-	if c := s.result.Changed; c.Services+c.Slices > 0 {
+	if c := s.result.Changed; inForce && c.Services+c.Slices > 0 {
 		s.pending = true
 		s.triggered = append(s.triggered, c.Triggered...)
 		s.Metrics.compiled(c, self.Addresses)
