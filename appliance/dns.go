@@ -64,7 +64,7 @@ func (d *Daemon) openDNS() error {
 	if r.names, err = clusterdns.New(domain, d.cfg.DNS.TTL); err != nil {
 		return fmt.Errorf("dns.domain: %w", err)
 	}
-	r.server = coredns.New(coredns.Options{Names: r.names, Log: d.log.Named("dns"), LogEvery: d.cfg.DNS.LogEvery})
+	r.server = coredns.New(coredns.Options{Names: r.names, Log: d.log.Named("dns"), LogEvery: d.cfg.DNS.LogEvery, Namespace: d.namespaceOf})
 	r.store = store
 	r.sockets.adopt(files, d.log)
 	d.dns = r
@@ -287,7 +287,7 @@ func (d *Daemon) localDNSAddresses(snap *model.Snapshot) (out []netip.Addr) {
 // dnsSettings are what CoreDNS is set up with.
 func (d *Daemon) dnsSettings(snap *model.Snapshot, own []netip.Addr) (s coredns.Settings, problems []string) {
 	c := &d.cfg.DNS
-	s = coredns.Settings{Domain: d.dns.names.Domain(), TTL: c.TTL, Pods: c.Pods}
+	s = coredns.Settings{Domain: d.dns.names.Domain(), TTL: c.TTL, Pods: c.Pods, Autopath: c.Autopath}
 	path := "/etc/resolv.conf"
 	for _, p := range []string{d.dns.kubelet.ResolvConf, c.ResolvConf} {
 		if p != "" {
@@ -296,6 +296,9 @@ func (d *Daemon) dnsSettings(snap *model.Snapshot, own []netip.Addr) (s coredns.
 	}
 	up, err := coredns.ReadUpstreams(path, own)
 	d.dns.setSearch(up.Search)
+	if c.Autopath {
+		s.Search = up.Search
+	}
 	for _, u := range c.Upstreams {
 		if ap, err := config.ParseUpstream(u); err == nil {
 			s.Upstreams = append(s.Upstreams, ap)
@@ -338,4 +341,22 @@ func (r *dnsRole) setSearch(search []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.search = search
+}
+
+// namespaceOf returns the namespace of the Pod of this node that has an address, for autopath. The API may still tell of the Pod that
+// had it before, and the lease tells of the one that has it now: when they differ, nobody is named.
+func (d *Daemon) namespaceOf(a netip.Addr) string {
+	p := d.dns.names.Pod(a)
+	if p == nil || p.Node != d.cfg.NodeName {
+		return ""
+	}
+	if d.loop.NoFabric { // another network's Pods: only the API tells
+		return p.Namespace
+	}
+	for _, l := range d.attacher.Leases() {
+		if slices.Contains(l.Addresses, a) && l.Pod.Key() == p.Key() {
+			return p.Namespace
+		}
+	}
+	return ""
 }

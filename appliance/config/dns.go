@@ -30,6 +30,8 @@ type DNS struct {
 	// Override are directives of a Corefile for the main server, Servers are further server blocks.
 	Override string `yaml:"override"`
 	Servers  string `yaml:"servers"`
+	// Autopath tries the search list of Pods in their place.
+	Autopath bool `yaml:"autopath"`
 	// LogEvery writes one query in so many to the log.
 	LogEvery int `yaml:"logEvery"`
 	// CreateService makes the Service kube-dns where there is none.

@@ -177,7 +177,7 @@ func (l *dnsLoad) answer(b []byte) {
 	}
 }
 
-// serveDNS answers every question for an A record with one address, as somebody else's DNS server does.
+// serveDNS answers every question for an A record with one address, as somebody else's DNS server does; of other records it has none.
 //
 //	dnsserve ADDRESS
 func serveDNS(ctx context.Context, flags *flag.FlagSet, args []string, stdout io.Writer) error {
@@ -196,7 +196,9 @@ func serveDNS(ctx context.Context, flags *flag.FlagSet, args []string, stdout io
 	s := &dns.Server{PacketConn: p, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
 		m := new(dns.Msg)
 		m.SetReply(r)
-		m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: r.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 5}, A: net.IP(a.AsSlice())}}
+		if r.Question[0].Qtype == dns.TypeA {
+			m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: r.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 5}, A: net.IP(a.AsSlice())}}
+		}
 		_ = w.WriteMsg(m)
 	})}
 	context.AfterFunc(ctx, func() { _ = s.Shutdown() })

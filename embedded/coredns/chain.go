@@ -33,6 +33,8 @@ type chain struct {
 	file
 	server   *dnsserver.Server
 	instance *caddy.Instance
+	autopath bool
+	search   []string
 }
 
 // The registries of CoreDNS and caddy belong to the process. build uses them, one at a time.
@@ -83,7 +85,7 @@ func build(names *clusterdns.Names, s Settings) (c *chain, err error) {
 	}
 	blocks = nil
 	clusterdns.Use(names)
-	c = &chain{file: f, instance: &caddy.Instance{Storage: map[any]any{}}}
+	c = &chain{file: f, instance: &caddy.Instance{Storage: map[any]any{}}, autopath: s.Autopath, search: s.Search}
 	input := caddy.CaddyfileInput{Filepath: "Corefile", Contents: []byte(f.text), ServerTypeName: "dns"}
 	if err := caddy.ValidateAndExecuteDirectives(input, c.instance, false); err != nil {
 		return nil, err

@@ -19,6 +19,9 @@ type Settings struct {
 	TTL    uint32
 	// Pods says which names of Pods exist: disabled, insecure (any address) or verified.
 	Pods string
+	// Autopath tries the search list of Pods in their place. Search is the part of it that comes from the node.
+	Autopath bool
+	Search   []string
 	// Upstreams answer for the rest of the world; none means that nobody does.
 	Upstreams []netip.AddrPort
 	// Override are directives for the main server, Servers are further server blocks, both by where they come from.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,6 +24,8 @@ type site struct {
 	*Server
 	t    testing.TB
 	addr netip.AddrPort
+	// stranger makes the clients no Pods of this node.
+	stranger atomic.Bool
 }
 
 func newSite(t testing.TB, upstreams ...netip.AddrPort) *site {
@@ -34,7 +37,13 @@ func newSite(t testing.TB, upstreams ...netip.AddrPort) *site {
 	svc := &model.Service{Namespace: "default", Name: "web", Type: "ClusterIP", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.20")}}
 	pod := &model.Pod{PodRef: model.PodRef{Namespace: "default", Name: "client"}, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}
 	names.Update(&model.Snapshot{Services: map[model.ServiceKey]*model.Service{svc.Key(): svc}, Pods: map[model.PodKey]*model.Pod{pod.Key(): pod}})
-	s := &site{Server: New(Options{Names: names, Log: zap.NewNop()}), t: t}
+	s := &site{t: t}
+	s.Server = New(Options{Names: names, Log: zap.NewNop(), Namespace: func(a netip.Addr) string {
+		if p := names.Pod(a); p != nil && !s.stranger.Load() {
+			return p.Namespace
+		}
+		return ""
+	}})
 	if err := s.Configure(s.settings4(upstreams...)); err != nil {
 		t.Fatal(err)
 	}

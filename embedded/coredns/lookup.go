@@ -44,18 +44,25 @@ func (s *Server) Lookup(name string, kind uint16, from netip.Addr) (Answer, erro
 	start := time.Now()
 	reply := new(dns.Msg)
 	c := s.chain.Load()
-	switch out, _ := s.names.Answer(packet, make([]byte, 0, packetSize)); {
+	switch out, brief := s.names.Answer(packet, make([]byte, 0, packetSize)); {
 	case c == nil:
 		reply.Rcode, a.By = dns.RcodeServerFailure, "nobody: the server is not set up"
-	case out != nil && c.direct:
+	case out != nil && c.direct && !(c.autopath && s.mayGoOn(brief, from)):
 		if err := reply.Unpack(out); err != nil {
 			return a, fmt.Errorf("reading the answer: %w", err)
 		}
 		a.By = "the picture of the cluster"
 	default:
 		w := &responder{from: netip.AddrPortFrom(from, 0), keep: reply}
-		c.serve(w, m)
-		a.By = s.source(c, a.Name)
+		if found, tried := s.autopath(c, w, m); found != nil {
+			reply = found
+			if a.By = s.source(c, tried); tried != a.Name {
+				a.By = "autopath, which tried " + tried + ": " + a.By
+			}
+		} else {
+			c.serve(w, m)
+			a.By = s.source(c, a.Name)
+		}
 	}
 	a.Took, a.Rcode = time.Since(start), rcodeName(reply.Rcode)
 	for _, rr := range reply.Answer {

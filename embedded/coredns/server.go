@@ -42,6 +42,8 @@ type Options struct {
 	Log   *zap.Logger
 	// LogEvery writes one query in so many to the log; 0 writes none.
 	LogEvery int
+	// Namespace is that of the Pod of this node that has an address, or empty if that is not certain. Only autopath asks.
+	Namespace func(netip.Addr) string
 }
 
 // Server answers DNS queries. Its sockets stay open while CoreDNS behind them is set up anew.
@@ -49,6 +51,8 @@ type Server struct {
 	names    *clusterdns.Names
 	log      *zap.Logger
 	logEvery uint64
+	// namespace is Options.Namespace.
+	namespace func(netip.Addr) string
 
 	chain    atomic.Pointer[chain]
 	counters counters
@@ -73,7 +77,11 @@ type openSocket struct {
 // New returns a server without sockets that answers SERVFAIL until Configure.
 func New(o Options) *Server {
 	redirectLog(o.Log)
-	return &Server{names: o.Names, log: o.Log, logEvery: uint64(o.LogEvery), closing: make(chan struct{})}
+	s := &Server{names: o.Names, log: o.Log, logEvery: uint64(o.LogEvery), namespace: o.Namespace, closing: make(chan struct{})}
+	if s.namespace == nil {
+		s.namespace = func(netip.Addr) string { return "" }
+	}
+	return s
 }
 
 // Collector gives the server's metrics, Gatherer those of CoreDNS' plugins.

@@ -90,6 +90,8 @@ func (s *shard) took(d time.Duration, n int) {
 type counters struct {
 	mu     sync.Mutex
 	shards []*shard
+	// autopath counts the questions answered with another name of the search list.
+	autopath atomic.Uint64
 }
 
 func (c *counters) shard() *shard {
@@ -151,6 +153,9 @@ func (c *counters) Collect(ch chan<- prometheus.Metric) {
 	}
 	spread(descDuration, func(s *shard) *histogram { return &s.duration }, plugin.TimeBuckets, 1e9)
 	count(descDo, c.sum(func(s *shard) *atomic.Uint64 { return &s.do }))
+	if n := c.autopath.Load(); n > 0 {
+		ch <- prometheus.MustNewConstMetric(descAutopath, prometheus.CounterValue, float64(n), server)
+	}
 	ch <- prometheus.MustNewConstMetric(descRefused, prometheus.CounterValue, float64(c.sum(func(s *shard) *atomic.Uint64 { return &s.refused })))
 	ch <- prometheus.MustNewConstMetric(descMalformed, prometheus.CounterValue, float64(c.sum(func(s *shard) *atomic.Uint64 { return &s.malformed })))
 }
@@ -166,13 +171,14 @@ var (
 	descAsked     = desc("request_size_bytes", "Size of the requests in bytes per zone and protocol.", "proto")
 	descAnswered  = desc("response_size_bytes", "Size of the returned response in bytes.", "proto")
 	descDo        = desc("do_requests_total", "Counter of DNS requests with DO bit set per zone.")
+	descAutopath  = prometheus.NewDesc("coredns_autopath_success_total", "Counter of requests that did autopath.", []string{"server"}, nil)
 	descRefused   = prometheus.NewDesc("weft_dns_refused_total", "Queries not answered, since one client asked so much that others would have waited.", nil, nil)
 	descMalformed = prometheus.NewDesc("weft_dns_malformed_total", "Packets that are no query.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *counters) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRequests, descResponses, descDuration, descAsked, descAnswered, descDo, descRefused, descMalformed} {
+	for _, d := range []*prometheus.Desc{descRequests, descResponses, descDuration, descAsked, descAnswered, descDo, descAutopath, descRefused, descMalformed} {
 		ch <- d
 	}
 }

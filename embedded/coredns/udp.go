@@ -73,6 +73,9 @@ func (s *Server) answerBatch(sock Socket, b Batch, n int, counts *shard, fair *f
 		var reply clusterdns.Reply
 		if c != nil && c.direct {
 			out, reply = s.names.Answer(packet, b.Room(i))
+			if c.autopath && s.mayGoOn(reply, from.Addr()) {
+				out = nil
+			}
 		}
 		if out == nil {
 			s.slow(sock, from, packet, counts)
@@ -151,10 +154,15 @@ func header(r *dns.Msg) dns.Header {
 
 // ask lets CoreDNS answer and counts it.
 func (s *Server) ask(w *responder, r *dns.Msg, proto int, counts *shard) {
-	if c := s.chain.Load(); c != nil {
-		c.serve(w, r)
-	} else {
+	switch c := s.chain.Load(); {
+	case c == nil:
 		_ = w.WriteMsg(new(dns.Msg).SetRcode(r, dns.RcodeServerFailure))
+	default:
+		if m, _ := s.autopath(c, w, r); m != nil {
+			_ = w.WriteMsg(m)
+		} else {
+			c.serve(w, r)
+		}
 	}
 	if o := r.IsEdns0(); o != nil && o.Do() {
 		counts.do.Add(1)

@@ -27,6 +27,8 @@ const (
 type Reply struct {
 	Type  uint16
 	Rcode int
+	// Namespace is the label before svc, as it is in the packet; nil where there is none.
+	Namespace []byte
 }
 
 // query is a question that the fast path understands. It lives on the stack of Answer.
@@ -75,7 +77,7 @@ func (n *Names) Answer(packet, out []byte) ([]byte, Reply) {
 	if len(w.out) > q.size {
 		return nil, Reply{}
 	}
-	return w.out, Reply{Type: q.kind, Rcode: rcode}
+	return w.out, Reply{Type: q.kind, Rcode: rcode, Namespace: w.namespace}
 }
 
 // unsure is returned in place of a code when CoreDNS shall answer.
@@ -177,6 +179,10 @@ func (n *Names) forward(p *picture, q *query, w *writer) int {
 		return unsure
 	case last != "svc":
 		return rcodeNXDomain
+	}
+	if labels > 2 {
+		at := q.offset(labels - 2)
+		w.namespace = q.raw[at+1 : at+1+int(q.raw[at])]
 	}
 	if labels > 5 {
 		return rcodeNXDomain

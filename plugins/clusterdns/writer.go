@@ -12,7 +12,8 @@ import (
 type writer struct {
 	out                         []byte
 	ttl                         uint32
-	zone                        int // where the domain begins in the question; 0 when it is not there
+	zone                        int    // where the domain begins in the question; 0 when it is not there
+	namespace                   []byte // in the question; nil when it is not there
 	answers, authorities, extra uint16
 }
 

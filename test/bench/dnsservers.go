@@ -38,6 +38,7 @@ type dnsNode struct {
 	*Netns
 	lab        *Lab
 	kind       string
+	autopath   bool
 	api        *apiServer
 	kubeconfig string
 	client     *Sandbox
@@ -46,13 +47,13 @@ type dnsNode struct {
 	dir        string
 }
 
-// dnsNode makes the node with so many Services and half as many Pods, and starts the server.
-func (l *Lab) dnsNode(ctx context.Context, kind string, services int) (*dnsNode, error) {
+// dnsNode makes the node with so many Services and half as many Pods, and starts the server, perhaps with its autopath on.
+func (l *Lab) dnsNode(ctx context.Context, kind string, services int, autopath bool) (*dnsNode, error) {
 	n, err := l.Netns(ctx)
 	if err != nil {
 		return nil, err
 	}
-	d := &dnsNode{Netns: n, lab: l, kind: kind}
+	d := &dnsNode{Netns: n, lab: l, kind: kind, autopath: autopath}
 	setup := "sysctl -qw net.ipv4.ip_forward=1\nip addr add 192.0.2.1/32 dev lo\nip route add unreachable default"
 	if kind == dnsCoreDNS {
 		setup += "\nip addr add " + dnsAddress.String() + "/32 dev lo"
@@ -83,16 +84,23 @@ func (d *dnsNode) fill(services int) error {
 	if err == nil {
 		err = d.api.put("/api/v1/namespaces", "bench", map[string]any{}, nil)
 	}
+	if err == nil {
+		err = d.pod("client", "node1", d.client.addr)
+	}
 	for i := 0; i < services && err == nil; i++ {
 		err = errors.Join(d.service(fmt.Sprintf("service-%05d", i), serviceAddress(i)), d.slice(i))
 	}
 	for i := 0; i < services*dnsPods/dnsServices && err == nil; i++ {
-		a := netip.AddrFrom4([4]byte{10, 112, byte(i >> 8), byte(i)}).String()
-		err = d.api.put("/api/v1/pods", fmt.Sprintf("pod-%05d", i), map[string]any{
-			"spec": map[string]any{"nodeName": "node2"}, "status": map[string]any{"phase": "Running", "podIP": a, "podIPs": []any{map[string]any{"ip": a}}},
-		}, nil)
+		err = d.pod(fmt.Sprintf("pod-%05d", i), "node2", netip.AddrFrom4([4]byte{10, 112, byte(i >> 8), byte(i)}))
 	}
 	return err
+}
+
+func (d *dnsNode) pod(name, node string, a netip.Addr) error {
+	return d.api.put("/api/v1/pods", name, map[string]any{
+		"spec":   map[string]any{"nodeName": node},
+		"status": map[string]any{"phase": "Running", "podIP": a.String(), "podIPs": []any{map[string]any{"ip": a.String()}}},
+	}, nil)
 }
 
 func serviceAddress(i int) netip.Addr {
@@ -144,7 +152,7 @@ func (d *dnsNode) start(ctx context.Context, services int) error {
 	if d.kind == dnsWeft {
 		d.cmd = exec.Command(filepath.Join(d.lab.plugins(), "weftd"), "--roles", "dns", "--config", config)
 		text = fmt.Sprintf("nodeName: node1\nlisten: \"\"\nkubeconfig: %[2]s\nstateDir: %[1]s/state\nrunDir: %[1]s/run\ncniConfDir: %[1]s/cni\nruntimeSocket: %[1]s/none.sock\n"+
-			"log: {level: warn, format: console}\ndns: {addresses: [%[3]s], upstreams: ['127.0.0.1:%[4]d'], createService: false}\n", d.dir, d.kubeconfig, dnsAddress, stubPort)
+			"log: {level: warn, format: console}\ndns: {addresses: [%[3]s], upstreams: ['127.0.0.1:%[4]d'], createService: false, autopath: %[5]v}\n", d.dir, d.kubeconfig, dnsAddress, stubPort, d.autopath)
 	} else {
 		program, err := filepath.Abs(corednsProgram)
 		if err == nil {
@@ -154,10 +162,14 @@ func (d *dnsNode) start(ctx context.Context, services int) error {
 			return fmt.Errorf("looking for CoreDNS (make e2e builds it): %w", err)
 		}
 		d.cmd = exec.Command(program, "-conf", config)
+		pods, autopath := "insecure", ""
+		if d.autopath { // as its manual says
+			pods, autopath = "verified", " autopath @kubernetes\n"
+		}
 		// As kubeadm writes it, without reload and loop, which cost nothing.
-		text = fmt.Sprintf(".:53 {\n bind %s\n errors\n kubernetes cluster.local in-addr.arpa ip6.arpa {\n kubeconfig %s\n pods insecure\n fallthrough in-addr.arpa ip6.arpa\n ttl 30\n }\n"+
+		text = fmt.Sprintf(".:53 {\n bind %s\n errors\n kubernetes cluster.local in-addr.arpa ip6.arpa {\n kubeconfig %s\n pods %s\n fallthrough in-addr.arpa ip6.arpa\n ttl 30\n }\n%s"+
 			" prometheus 127.0.0.1:9153\n forward . 127.0.0.1:%d {\n max_concurrent 1000\n }\n cache 30 {\n disable success cluster.local\n disable denial cluster.local\n }\n loadbalance\n}\n",
-			dnsAddress, d.kubeconfig, stubPort)
+			dnsAddress, d.kubeconfig, pods, autopath, stubPort)
 	}
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("writing the settings of %s: %w", d.kind, err)
@@ -270,6 +282,46 @@ func (d *dnsNode) latency(names []string, count int) (p50, p99 float64, err erro
 		return nil
 	})
 	return p50, p99, err
+}
+
+// searched looks for an outside name as a resolver with ndots:5 does, again and again, and returns the median in microseconds
+// and how many questions the last search took.
+func (d *dnsNode) searched(name string, count int) (p50, questions float64, err error) {
+	suffixes := []string{"bench.svc.cluster.local.", "svc.cluster.local.", "cluster.local.", ""}
+	err = d.client.do(func() error {
+		c, err := dns.Dial("udp", netip.AddrPortFrom(dnsAddress, 53).String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		var all []time.Duration
+		for range count {
+			start, found := time.Now(), false
+			_ = c.SetDeadline(start.Add(2 * time.Second))
+			for i, suffix := range suffixes {
+				m := new(dns.Msg)
+				m.SetQuestion(name+suffix, dns.TypeA)
+				if err := c.WriteMsg(m); err != nil {
+					return err
+				}
+				r, err := c.ReadMsg()
+				if err != nil {
+					return err
+				}
+				if questions, found = float64(i+1), len(r.Answer) > 0; found {
+					break
+				}
+			}
+			if !found {
+				return fmt.Errorf("%s does not know %s", d.kind, name)
+			}
+			all = append(all, time.Since(start))
+		}
+		slices.Sort(all)
+		p50 = float64(all[len(all)/2].Nanoseconds()) / 1000
+		return nil
+	})
+	return p50, questions, err
 }
 
 // resident is the server's memory in megabytes.

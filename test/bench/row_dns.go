@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -14,7 +15,8 @@ func init() {
 	register(70, Row{
 		Name: "dns",
 		About: "questions from a Pod's namespace to weftd with the role dns and to CoreDNS with its kubernetes plugin, as kubeadm sets it up, at an address of the node: " +
-			"names of 10,000 Services, what a search list makes of an outside name, and outside names in the cache; dnsperf with 200 questions out; 5,000 Pods in the API",
+			"names of 10,000 Services, what a search list makes of an outside name, and outside names in the cache; dnsperf with 200 questions out; 5,000 Pods in the API; " +
+			"an outside name as a resolver with ndots:5 looks for it, also with both servers' autopath",
 		Run: runDNS,
 	})
 }
@@ -23,7 +25,7 @@ func runDNS(ctx context.Context, lab *Lab) ([]Result, error) {
 	services := lab.Sized(dnsServices, 200)
 	var nodes []*dnsNode
 	for _, kind := range []string{dnsWeft, dnsCoreDNS} {
-		d, err := lab.dnsNode(ctx, kind, services)
+		d, err := lab.dnsNode(ctx, kind, services, false)
 		if err != nil {
 			return nil, err
 		}
@@ -66,9 +68,13 @@ func runDNS(ctx context.Context, lab *Lab) ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	searched, err := dnsSearched(ctx, lab, nodes)
+	if err != nil {
+		return nil, err
+	}
 	w, err1 := nodes[0].resident()
 	c, err2 := nodes[1].resident()
-	return append(out, fresh, compare("resident memory", "MB", []float64{w}, dnsCoreDNS, []float64{c}, noBudget).
+	return append(append(out, searched...), fresh, compare("resident memory", "MB", []float64{w}, dnsCoreDNS, []float64{c}, noBudget).
 		note("weftd has the program of the other roles, too")), errors.Join(err1, err2)
 }
 
@@ -123,4 +129,35 @@ func dnsFresh(ctx context.Context, lab *Lab, nodes []*dnsNode) (Result, error) {
 		return Result{}, err
 	}
 	return compare("a new Service until its name answers", "ms", s[0], dnsCoreDNS, s[1], noBudget), nil
+}
+
+// dnsSearched measures how long a resolver with ndots:5 takes to find an outside name in the cache, without and with autopath.
+func dnsSearched(ctx context.Context, lab *Lab, nodes []*dnsNode) ([]Result, error) {
+	var fast []*dnsNode
+	for _, kind := range []string{dnsWeft, dnsCoreDNS} {
+		d, err := lab.dnsNode(ctx, kind, lab.Sized(1000, 200), true)
+		if err != nil {
+			return nil, err
+		}
+		fast = append(fast, d)
+	}
+	var arms []arm
+	asked := make([]float64, 4)
+	for i, d := range append(slices.Clone(nodes), fast...) {
+		arms = append(arms, func(context.Context) (float64, error) {
+			p50, questions, err := d.searched("www-1.example.org.", lab.Sized(2000, 100))
+			asked[i] = questions
+			return p50, err
+		})
+	}
+	s, err := interleave(ctx, lab.Rounds(10), arms...)
+	if err != nil {
+		return nil, err
+	}
+	const note = "%.0f questions against %.0f"
+	return []Result{
+		compare("an outside name with ndots:5, median", "µs", s[0], dnsCoreDNS, s[1], noBudget).note(note, asked[0], asked[1]),
+		compare("the same with autopath, median", "µs", s[2], dnsCoreDNS, s[3], noBudget).note(note, asked[2], asked[3]),
+		compare("the same, autopath of weft alone, median", "µs", s[2], "weft without", s[0], noBudget),
+	}, nil
 }
