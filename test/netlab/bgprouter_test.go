@@ -51,9 +51,10 @@ func (s *story) program(target string, argv ...string) (stop func()) {
 	return stop
 }
 
-// router is a routing daemon in the lab's router, which people would have as top-of-rack switch.
+// router is a routing daemon in the lab's router, which people would have as top-of-rack switch, or on another machine of the lab.
 type router struct {
 	s    *story
+	at   string
 	dir  string
 	kind string
 }
@@ -71,12 +72,15 @@ func needs(t testing.TB, path string) {
 }
 
 // bird starts BIRD 2 with this configuration, after the lines that every one needs.
-func (s *story) bird(config string) *router {
+func (s *story) bird(config string) *router { return s.birdAt(lab.Router, config) }
+
+// birdAt starts BIRD 2 on some machine of the lab.
+func (s *story) birdAt(machine, config string) *router {
 	s.t.Helper()
 	needs(s.t, "/usr/sbin/bird")
-	r := &router{s: s, dir: s.shortDir(), kind: "bird"}
+	r := &router{s: s, at: machine, dir: s.shortDir(), kind: "bird"}
 	r.configure(config)
-	s.program(lab.Router, "/usr/sbin/bird", "-f", "-c", r.dir+"/bird.conf", "-s", r.dir+"/bird.ctl", "-P", r.dir+"/bird.pid")
+	s.program(machine, "/usr/sbin/bird", "-f", "-c", r.dir+"/bird.conf", "-s", r.dir+"/bird.ctl", "-P", r.dir+"/bird.pid")
 	s.eventually("BIRD answers", bgpWait, func() error { _, err := r.ask("show", "status"); return err })
 	return r
 }
@@ -111,16 +115,16 @@ func (r *router) configure(config string) {
 // ask uses the daemon's own command line.
 func (r *router) ask(words ...string) (string, error) {
 	if r.kind == "bird" {
-		return r.s.Output(r.s.ctx, lab.Router, append([]string{"/usr/sbin/birdc", "-s", r.dir + "/bird.ctl"}, words...)...)
+		return r.s.Output(r.s.ctx, r.at, append([]string{"/usr/sbin/birdc", "-s", r.dir + "/bird.ctl"}, words...)...)
 	}
-	return r.s.Output(r.s.ctx, lab.Router, "/usr/bin/vtysh", "--vty_socket", r.dir, "-c", strings.Join(words, " "))
+	return r.s.Output(r.s.ctx, r.at, "/usr/bin/vtysh", "--vty_socket", r.dir, "-c", strings.Join(words, " "))
 }
 
 // frr starts zebra and bgpd of FRR with this configuration.
 func (s *story) frr(config string) *router {
 	s.t.Helper()
 	needs(s.t, "/usr/lib/frr/bgpd")
-	r := &router{s: s, dir: s.shortDir(), kind: "frr"}
+	r := &router{s: s, at: lab.Router, dir: s.shortDir(), kind: "frr"}
 	s.no(os.WriteFile(r.dir+"/bgpd.conf", []byte(config), 0o644))
 	s.no(os.WriteFile(r.dir+"/zebra.conf", nil, 0o644))
 	// Folders that the daemons, who are nobody in particular, may write to.
