@@ -29,6 +29,7 @@ type dnsRole struct {
 	// kubelet is what Pods of this node are told.
 	kubelet config.Kubelet
 	sockets dnsSockets
+	metrics *dnsMetrics
 
 	mu       sync.Mutex
 	problems []string
@@ -65,6 +66,7 @@ func (d *Daemon) openDNS() error {
 		return fmt.Errorf("dns.domain: %w", err)
 	}
 	r.server = coredns.New(coredns.Options{Names: r.names, Log: d.log.Named("dns"), LogEvery: d.cfg.DNS.LogEvery, Namespace: d.namespaceOf})
+	r.metrics = newDNSMetrics(r.server, d.log)
 	r.store = store
 	r.sockets.adopt(files, d.log)
 	d.dns = r
@@ -105,6 +107,7 @@ func (d *Daemon) runDNS(ctx context.Context) error {
 		return nil
 	}
 	defer func() {
+		d.dns.metrics.set(nil)
 		if err := d.dns.server.Close(context.WithoutCancel(ctx)); err != nil {
 			d.log.Warn("stopping the DNS server", zap.Error(err))
 		}
@@ -169,7 +172,7 @@ func (d *Daemon) followDNS(snap *model.Snapshot, listen bool, done *coredns.Sett
 	}
 	if listen {
 		changes, more := r.sockets.set(all, r.server, r.store)
-		problems = append(problems, more...)
+		problems = append(append(problems, more...), r.metrics.set(all)...)
 		if changes {
 			d.loop.Kick(reconcile.Trigger{What: "the DNS server's addresses changed"})
 		}
@@ -218,7 +221,7 @@ func (d *Daemon) dnsWarnings() []string {
 func (d *Daemon) policyDNS() (out []netip.AddrPort) {
 	snap := d.snapshot()
 	for _, a := range append(slices.Clone(d.dnsAddresses(snap)), d.localDNSAddresses(snap)...) {
-		out = append(out, netip.AddrPortFrom(a, dnsPort))
+		out = append(out, netip.AddrPortFrom(a, dnsPort), netip.AddrPortFrom(a, dnsMetricsPort))
 	}
 	return out
 }

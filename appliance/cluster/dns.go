@@ -120,8 +120,8 @@ func (k *Kubernetes) hasDNSService() bool {
 // dnsService is the Service that monitoring and people look for. It has no selector: each node answers its own Pods.
 func dnsService(addrs []netip.Addr) *corev1.Service {
 	families := corev1.IPFamilyPolicyPreferDualStack
-	port := func(name string, protocol corev1.Protocol) corev1.ServicePort {
-		return corev1.ServicePort{Name: name, Protocol: protocol, Port: 53, TargetPort: intstr.FromInt32(53)}
+	port := func(name string, protocol corev1.Protocol, number int32) corev1.ServicePort {
+		return corev1.ServicePort{Name: name, Protocol: protocol, Port: number, TargetPort: intstr.FromInt32(number)}
 	}
 	s := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
@@ -129,10 +129,11 @@ func dnsService(addrs []netip.Addr) *corev1.Service {
 			Labels: map[string]string{
 				dnsLabel: DNSService, "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS", "app.kubernetes.io/managed-by": "weft",
 			},
+			Annotations: map[string]string{"prometheus.io/port": "9153", "prometheus.io/scrape": "true"},
 		},
 		Spec: corev1.ServiceSpec{
 			Type: corev1.ServiceTypeClusterIP, IPFamilyPolicy: &families,
-			Ports: []corev1.ServicePort{port("dns", corev1.ProtocolUDP), port("dns-tcp", corev1.ProtocolTCP)},
+			Ports: []corev1.ServicePort{port("dns", corev1.ProtocolUDP, 53), port("dns-tcp", corev1.ProtocolTCP, 53), port("metrics", corev1.ProtocolTCP, 9153)},
 		},
 	}
 	for _, a := range addrs {

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -48,14 +49,12 @@ func TestDNSServiceIsMade(t *testing.T) {
 	if s.Namespace != "kube-system" || s.Name != "kube-dns" || s.Labels["k8s-app"] != "kube-dns" || s.Spec.ClusterIP != "10.96.0.10" || len(s.Spec.Selector) != 0 {
 		t.Errorf("made %+v", s)
 	}
-	ports := map[string]corev1.Protocol{}
+	var ports []string
 	for _, p := range s.Spec.Ports {
-		if p.Port == 53 {
-			ports[p.Name] = p.Protocol
-		}
+		ports = append(ports, fmt.Sprintf("%s %d/%s", p.Name, p.Port, p.Protocol))
 	}
-	if len(ports) != 2 || ports["dns"] != "UDP" || ports["dns-tcp"] != "TCP" {
-		t.Errorf("ports %v", ports)
+	if got := strings.Join(ports, ", "); got != "dns 53/UDP, dns-tcp 53/TCP, metrics 9153/TCP" {
+		t.Errorf("ports %s", got)
 	}
 }
 

@@ -3,7 +3,9 @@ package netlab
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -101,6 +103,8 @@ func TestDNS(t *testing.T) {
 		}
 	}
 
+	s.dnsMetrics(client)
+
 	var took []time.Duration
 	for i := range 10 {
 		want := []string{fmt.Sprintf("10.244.9.%d", i+1), fmt.Sprintf("10.244.9.%d", i+101)}
@@ -132,6 +136,54 @@ func TestDNS(t *testing.T) {
 	if st := s.status("node1"); !st.Source.Stored {
 		t.Errorf("the node is not without the API: %+v", st.Source)
 	}
+}
+
+// dnsMetrics reads the DNS server's metrics from a Pod where everybody looks for them, at port 9153 of the Service kube-dns, which has
+// no endpoints. They are at no other address of the node, and policies guard them as if they were a Pod's.
+func (s *story) dnsMetrics(client string) {
+	s.t.Helper()
+	s.write("kube-dns.yaml", fmt.Sprintf(`apiVersion: v1
+kind: Service
+metadata: {name: kube-dns, namespace: kube-system, labels: {k8s-app: kube-dns}}
+spec:
+  clusterIP: %[1]q
+  clusterIPs: [%[1]q, %[2]q]
+  ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53, protocol: TCP}, {name: metrics, port: 9153, protocol: TCP}]
+`, lab.ClusterDNS, lab.ClusterDNS6))
+	s.resolves(client, lab.ClusterDNS, "A", "kube-dns.kube-system.svc.cluster.local", lab.ClusterDNS)
+	get := func(url string) (string, error) {
+		return s.Output(s.ctx, client, "weft", lab.PodCommand, "get", "--timeout", "2s", url)
+	}
+	for _, url := range []string{"http://" + lab.ClusterDNS, "http://[" + lab.ClusterDNS6 + "]", "http://kube-dns.kube-system"} {
+		out, err := get(url + ":9153/metrics")
+		s.no(err)
+		if !strings.Contains(out, "coredns_dns_requests_total{") || !strings.Contains(out, "coredns_panics_total 0") || strings.Contains(out, "weft_ready") {
+			s.t.Errorf("the metrics at %s are %s", url, out)
+		}
+	}
+	node1, err := s.Node("node1")
+	s.no(err)
+	if out, err := get("http://" + netip.AddrPortFrom(node1.Addresses[0], 9153).String() + "/metrics"); err == nil {
+		s.t.Errorf("the node's own address has them, too: %s", out)
+	}
+	policy := func(egress string) {
+		s.write("policy.yaml", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: egress, namespace: default}\nspec: {podSelector: {}, policyTypes: [Egress], egress: ["+egress+"]}\n")
+	}
+	dns := "to: [{namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}]"
+	policy("{" + dns + ", ports: [{port: 53, protocol: UDP}]}")
+	s.eventually("the policy for names alone keeps the Pod from the metrics", 10*time.Second, func() error {
+		if _, err := get("http://" + lab.ClusterDNS + ":9153/metrics"); err == nil {
+			return errors.New("they are still there")
+		}
+		return nil
+	})
+	s.resolves(client, lab.ClusterDNS, "A", "web.default.svc.cluster.local", webService)
+	policy("{" + dns + ", ports: [{port: 53, protocol: UDP}, {port: metrics}]}")
+	s.eventually("a policy that names the port lets it through", 10*time.Second, func() error {
+		_, err := get("http://" + lab.ClusterDNS + ":9153/metrics")
+		return err
+	})
+	s.remove("policy.yaml")
 }
 
 // TestDNSRestart: 10,000 questions per second while weftd is restarted in good order; none is lost and none is answered wrongly.

@@ -144,7 +144,7 @@ func (j *Judge) side(addr netip.Addr) side {
 	if slices.Contains(dnsAddresses(j.Input.DNS), addr) {
 		pod := &model.Pod{
 			PodRef: model.PodRef{Namespace: dnsNamespace, Name: dnsName}, Labels: map[string]string{dnsLabel: dnsValue},
-			Ports: []model.NamedPort{{Name: "dns", Protocol: model.UDP, Port: 53}, {Name: "dns-tcp", Protocol: model.TCP, Port: 53}},
+			Ports: dnsPorts,
 		}
 		s = side{addr: addr, ref: pod.PodRef, pod: pod, is: true}
 	}

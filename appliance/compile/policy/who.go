@@ -172,7 +172,7 @@ func (w *who) updateDNS(list []netip.AddrPort) {
 	if w.dnsPod == nil {
 		w.dnsPod = &model.Pod{
 			PodRef: model.PodRef{Namespace: dnsNamespace, Name: dnsName}, Labels: map[string]string{dnsLabel: dnsValue},
-			Ports: []model.NamedPort{{Name: "dns", Protocol: model.UDP, Port: 53}, {Name: "dns-tcp", Protocol: model.TCP, Port: 53}},
+			Ports: dnsPorts,
 		}
 	}
 	w.set(endpointKey{attachment: "dns"}, &endpoint{ref: w.dnsPod.PodRef, pod: w.dnsPod, addr: dnsAddresses(list)})
