@@ -217,7 +217,11 @@ func routeConfig(c *config.Config) route.Config {
 
 // afterRound decides about the conflist: it is written once a round has succeeded and this node has addresses to give.
 func (d *Daemon) afterRound(s reconcile.Status) {
-	d.rounds.Set(d.snapshot())
+	if s.Held {
+		d.updateAnnouncer() // the others wait for a picture that is not older than what they have
+	} else {
+		d.rounds.Set(d.snapshot())
+	}
 	d.health.apply(s.Services.HealthChecks)
 	d.watchFirewalls()
 	why := d.blocked()

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"go.uber.org/zap"
@@ -34,6 +35,7 @@ type moveCounts struct {
 const heldFile = "l2-held.json"
 
 func (d *Daemon) newAnnouncer() *announcer.Announcer {
+	d.lb.held = d.readHeld()
 	h := fnv.New64a()
 	h.Write([]byte(d.cfg.LoadBalancer.Segment))
 	return announcer.New(announcer.Options{
@@ -45,7 +47,7 @@ func (d *Daemon) newAnnouncer() *announcer.Announcer {
 			}
 			return p, nil
 		},
-		Resume: d.readHeld(), Keep: d.writeHeld, Report: d.addressMoved,
+		Resume: maps.Clone(d.lb.held), Keep: d.writeHeld, Report: d.addressMoved,
 	})
 }
 
@@ -74,10 +76,30 @@ func (d *Daemon) announceAddresses(ctx context.Context) {
 // updateAnnouncer tells the announcer what there is to announce. A node drained by hand (weft bgp drain) gives up everything.
 func (d *Daemon) updateAnnouncer() {
 	if under := d.kernel.underlay.Load(); under != nil && d.cfg.Has(config.RoleLB) {
+		list := d.announcements()
+		if d.loop.Status().Held {
+			list = goOn(list, d.lb.held, d.cfg.NodeName)
+		}
 		d.lb.announcer.Update(announcer.View{
-			Links: under.Links, Announcements: d.announcements(), Passive: d.bgp != nil && d.bgp.isDrained(),
+			Links: under.Links, Announcements: list, Passive: d.bgp != nil && d.bgp.isDrained(),
 		})
 	}
+}
+
+// goOn are the announcements of a node that starts again and has not heard the cluster: what it answered for it goes on with, also
+// what the picture in the store does not know yet, and nothing that it may have let go since.
+func goOn(list []lb.Announcement, held map[string][]netip.Addr, node string) (out []lb.Announcement) {
+	for link, addrs := range held {
+		for _, addr := range addrs {
+			an := lb.Announcement{Addr: addr, L2: true, Interfaces: []string{link}, Nodes: []string{node}}
+			i := slices.IndexFunc(list, func(a lb.Announcement) bool { return a.Addr == addr })
+			if i >= 0 && slices.Contains(list[i].Nodes, node) {
+				an.Nodes = list[i].Nodes
+			}
+			out = append(out, an)
+		}
+	}
+	return out
 }
 
 // announcements are the addresses that nodes may announce, as the newest picture has it.

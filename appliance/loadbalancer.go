@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"sync"
@@ -25,6 +26,8 @@ type loadBalancers struct {
 	announcer *announcer.Announcer
 	counts    moveCounts
 	told      announced
+	// held is what the daemon before this one answered for when it ended, by link.
+	held map[string][]netip.Addr
 	// laid is what assignAddresses did last, where nobody keeps the addresses in the cluster; only publish uses it.
 	laid laidOut
 

@@ -73,6 +73,7 @@ type Trigger struct {
 type Status struct {
 	State    route.State
 	Applied  bool      // at least one round has succeeded
+	Held     bool      // the kernel is as the daemon before this one has left it, until the cluster is heard
 	At       time.Time // of the last round
 	Took     time.Duration
 	Rounds   uint64
@@ -106,6 +107,7 @@ type Loop struct {
 
 	trigger chan Trigger
 
+	start  start
 	run    sync.Mutex      // one round at a time
 	fabric []ruleset.Table // the packet filter of the Pod network as it was last set; run guards it
 	tables []ruleset.Table // all of the packet filter as it was last set; run guards it
@@ -131,7 +133,7 @@ const (
 
 // New returns a loop that has not run yet.
 func New(cfg route.Config, in Inputs, h Host, r Rules, log *zap.Logger) *Loop {
-	return &Loop{Inputs: in, Host: h, Rules: r, Log: log, config: cfg, trigger: make(chan Trigger, 64)}
+	return &Loop{Inputs: in, Host: h, Rules: r, Log: log, config: cfg, trigger: make(chan Trigger, 64), start: start{over: make(chan struct{})}}
 }
 
 // Kick asks for a round soon. It never blocks: when the queue is full a round is due anyway.
@@ -225,6 +227,7 @@ func (l *Loop) Round(ctx context.Context, t Trigger) error {
 	s := &l.status
 	before := append(slices.Clone(s.State.Warnings), s.Problems...)
 	s.At, s.Took, s.Rounds, s.Problems = start, time.Since(start), s.Rounds+1, problems
+	s.Held = l.start.held
 	if s.Err = ""; err != nil {
 		s.Err = err.Error()
 	} else {
@@ -280,12 +283,18 @@ func (l *Loop) apply(ctx context.Context, t Trigger) (state *route.State, change
 	snap := l.Inputs.Snapshot()
 	self := snap.Node(cfg.NodeName)
 	state = &last
+	held, err := l.held(snap)
+	if err != nil {
+		return state, nil, l.problems, err
+	}
 	if self == nil || !applied || t.Fabric || !maps.Equal(l.nodes, snap.Nodes) {
 		l.nodes = nil // until it has succeeded, whatever the next round is about
-		if state, changes, err = l.applyFabric(ctx, cfg, snap, &last); err != nil || self == nil {
+		if state, changes, err = l.applyFabric(ctx, cfg, snap, &last, held); err != nil || self == nil {
 			return state, changes, l.problems, err
 		}
-		l.nodes = snap.Nodes
+		if !held {
+			l.nodes = snap.Nodes
+		}
 	}
 	if l.DNS != nil {
 		more, dnsErr := l.DNS.apply(ctx, t.Fabric)
@@ -300,7 +309,8 @@ func (l *Loop) apply(ctx context.Context, t Trigger) (state *route.State, change
 			l.Log.Error("a table of policies was lost", zap.Error(err))
 		}
 	}
-	n, err := l.applyRules(ctx, cfg, snap, self, state)
+	n, err := l.applyRules(ctx, cfg, snap, self, state, held)
+	l.heldWas(held, snap)
 	if n > 0 {
 		changes = append(changes, fmt.Sprintf("%d nftables objects", n))
 	}
@@ -318,8 +328,8 @@ func (l *Loop) apply(ctx context.Context, t Trigger) (state *route.State, change
 	return state, changes, problems, err
 }
 
-// applyFabric brings links, routes and settings to what the nodes ask for.
-func (l *Loop) applyFabric(ctx context.Context, cfg route.Config, snap *model.Snapshot, last *route.State) (state *route.State, changes []string, err error) {
+// applyFabric brings links, routes and settings to what the nodes ask for; held, it only works out what that is.
+func (l *Loop) applyFabric(ctx context.Context, cfg route.Config, snap *model.Snapshot, last *route.State, held bool) (state *route.State, changes []string, err error) {
 	under, err := l.Host.Underlay(ctx)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the node's links: %w", err)
@@ -336,6 +346,9 @@ func (l *Loop) applyFabric(ctx context.Context, cfg route.Config, snap *model.Sn
 	state = &compiled
 	if l.NoFabric {
 		return &route.State{PodRanges: compiled.PodRanges}, nil, nil
+	}
+	if held {
+		return state, nil, nil
 	}
 	if changes, err = l.Host.ApplyHost(ctx, compiled.HostNet); err != nil {
 		return state, changes, fmt.Errorf("applying links and routes: %w", err)
@@ -377,10 +390,12 @@ func (l *Loop) CheckRules() error {
 	return nil
 }
 
-// applyRules sets all tables, since one that is not named is removed. Those that did not change cost a comparison.
-func (l *Loop) applyRules(ctx context.Context, cfg route.Config, snap *model.Snapshot, self *model.Node, s *route.State) (int, error) {
+// applyRules sets all tables, since one that was named before and is not now is removed. Those that did not change cost a comparison.
+func (l *Loop) applyRules(ctx context.Context, cfg route.Config, snap *model.Snapshot, self *model.Node, s *route.State, held bool) (int, error) {
 	var tables []ruleset.Table
-	if l.NoFabric { // another network's list may name our portmap
+	if held {
+		// The table of the Pod network is as it was left.
+	} else if l.NoFabric { // another network's list may name our portmap
 		tables = append(tables, ruleset.HostPortTable(l.Inputs.Ports(), true))
 	} else {
 		tables = append(tables, l.table(cfg, s))
@@ -459,20 +474,4 @@ func (l *Loop) table(cfg route.Config, s *route.State) ruleset.Table {
 		l.Log.Warn("two attachments want one host port", zap.String("conflict", c.String()))
 	}
 	return table
-}
-
-// SyncRules programs the packet filter now, with the newest host ports, and returns when the kernel has it.
-func (l *Loop) SyncRules(ctx context.Context) error {
-	l.run.Lock()
-	defer l.run.Unlock()
-	l.mu.Lock()
-	cfg, state := l.config, l.status.State
-	l.mu.Unlock()
-	snap := l.Inputs.Snapshot()
-	self := snap.Node(cfg.NodeName)
-	if self == nil {
-		return fmt.Errorf("node %q is not known to the cluster", cfg.NodeName)
-	}
-	_, err := l.applyRules(ctx, cfg, snap, self, &state)
-	return err
 }

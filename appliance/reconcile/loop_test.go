@@ -195,8 +195,17 @@ func TestUnknownNodeChangesNothing(t *testing.T) {
 	if len(s.State.Warnings) == 0 || !strings.Contains(s.State.Warnings[0], `node "a" is not known`) {
 		t.Errorf("warnings %v", s.State.Warnings)
 	}
-	if err := r.SyncRules(ctx); err == nil {
-		t.Error("host ports of an unknown node: no error")
+	port := netip.MustParseAddr("10.0.1.7")
+	r.Inputs.Ports = func() []*model.HostPorts {
+		return []*model.HostPorts{{Addresses: []netip.Addr{port}, Mappings: []model.PortMapping{{HostPort: 8080, ContainerPort: 80, Protocol: model.TCP}}}}
+	}
+	if err := r.SyncRules(ctx); err != nil || !strings.Contains(r.w.table(0), "8080") {
+		t.Errorf("a host port while the Node is being made anew: %v\n%s", err, r.w.table(0))
+	}
+	never := newRig()
+	never.snap = &model.Snapshot{}
+	if err := never.SyncRules(ctx); err == nil {
+		t.Error("host ports of a node that was never known: no error")
 	}
 }
 
@@ -337,6 +346,7 @@ func TestServicesAreInherited(t *testing.T) {
 		}
 		r.snap.Services = map[model.ServiceKey]*model.Service{web.Key(): web}
 		r.snap.Stored = true
+		r.start.waited.Store(true)
 		if err := r.Round(ctx, Trigger{}); err != nil {
 			t.Fatal(err)
 		}

@@ -20,9 +20,6 @@ import (
 // all others wait some 10 ms.
 const sweepAfter = 250 * time.Millisecond
 
-// policyHold is how long a node without isolated Pods stays so at start: the picture in the store may be older than its freedom.
-const policyHold = time.Second
-
 // Policies enforces NetworkPolicies. It belongs to the Loop, under whose lock all of it runs.
 type Policies struct {
 	// Attached are the leases of this node, also those that are just being given.
@@ -40,7 +37,6 @@ type Policies struct {
 	started    bool
 	inherited  bool                        // a daemon was here since the boot, and the cluster was not heard since it went
 	found      bool                        // it has left tables: some Pod was isolated
-	waited     atomic.Bool                 // the cluster had its time to be heard
 	atStart    map[netip.Addr]model.PodRef // who had which address then
 	generation uint32                      // that of what is in the kernel
 	applied    *policy.Filters             // what the kernel was last given
@@ -98,11 +94,12 @@ func (l *Loop) startPolicies(in policy.Input) error {
 		p.rules.Inherit(t.Family, elements, &found)
 		p.found = true
 	}
-	p.inherited = p.found
-	if p.found {
-		p.compiler.Adopt(found.IDs, found.Last)
-	} else if err := l.holdPolicies(); err != nil {
+	warm, err := l.warm()
+	if err != nil {
 		return err
+	}
+	if p.inherited = p.found || warm; p.found {
+		p.compiler.Adopt(found.IDs, found.Last)
 	}
 	if p.generation = found.Generation; p.generation == 0 {
 		p.generation = max(p.Seed&ruleset.PolicyMarkMask, ruleset.PolicyStep)
@@ -117,25 +114,6 @@ func (l *Loop) startPolicies(in policy.Input) error {
 	return nil
 }
 
-// holdPolicies waits for the cluster when the daemon before this one has left tables, and none of policies: nobody was isolated.
-func (l *Loop) holdPolicies() error {
-	p := l.Policies
-	for _, name := range []string{ruleset.TableName, ruleset.ServiceTable} {
-		exists, err := l.Rules.Exists(ruleset.Table{Family: ruleset.INet, Name: name})
-		if err != nil {
-			return fmt.Errorf("looking for the tables of the daemon before: %w", err)
-		}
-		p.inherited = p.inherited || exists
-	}
-	if p.inherited {
-		time.AfterFunc(policyHold, func() {
-			p.waited.Store(true)
-			l.Kick(Trigger{What: "the cluster was not heard"})
-		})
-	}
-	return nil
-}
-
 // policyTables compiles the policies into their tables; an error means that the kernel could not be read.
 func (l *Loop) policyTables(snap *model.Snapshot, node string) ([]ruleset.Table, error) {
 	p := l.Policies
@@ -146,7 +124,7 @@ func (l *Loop) policyTables(snap *model.Snapshot, node string) ([]ruleset.Table,
 	filters := p.compiler.Compile(snap, in)
 	p.next, p.nextGen = filters, p.generation
 	out := ruleset.PolicyInput{Filters: filters, Generation: p.generation}
-	if fresh := p.fresh(in); p.inherited && snap.Stored && (p.found || len(fresh) == 0 && !p.waited.Load()) {
+	if fresh := p.fresh(in); p.inherited && snap.Stored && (p.found || len(fresh) == 0 && !l.start.waited.Load()) {
 		return p.rules.Keep(out, fresh), nil
 	}
 	tightened := policy.Tightened(p.applied, filters)

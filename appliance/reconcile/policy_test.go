@@ -275,7 +275,7 @@ func TestFreedomOfTheDaemonBefore(t *testing.T) {
 			t.Errorf("a Pod was attached, and is not isolated: %v", err)
 		}
 		late := stored(fabric)
-		<-time.NewTimer(policyHold + time.Millisecond).C
+		<-time.NewTimer(hold + time.Millisecond).C
 		if late.round(Trigger{}); !isolated(late) {
 			t.Error("the cluster is away, and its last picture does not count")
 		}
