@@ -3,7 +3,7 @@
 # usage: run.sh [go test arguments]     needs root; WEFT_E2E_NETWORK=bridge takes the reference plugins instead of weft
 #        run.sh -run Conformance        runs the network tests of the official suite; WEFT_E2E_FOCUS and WEFT_E2E_SKIP,
 #                                       regular expressions of test names, replace what is run and what is left out;
-#                                       WEFT_E2E_NODES=3 makes three nodes, each a zone, for the tests that want three
+#                                       WEFT_E2E_NODES=3 makes three nodes, each a zone, for the tests that want three; 6 make two in each
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 WEFT_CACHE=$(realpath -m "${WEFT_CACHE:-$here/../../.cache}")

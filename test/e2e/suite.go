@@ -23,6 +23,7 @@ var leftOut = []struct{ pattern, reason string }{
 	{`\[Feature:PerformanceDNS\]`, "it measures the DNS server with 10,000 Services"},
 	{`\[Feature:KubeProxyNFAcct\]|\[Feature:LocalhostNodePorts\]|\] KubeProxy `, "it looks into kube-proxy's iptables mode"},
 	{`\[Provider:|\[Disruptive\]`, "it logs in to the nodes of a cloud"},
+	{`check kube-proxy urls`, "it asks kube-proxy itself for its state"},
 	{`load balancer cleanup finalizer`, "the finalizer is written by the controller of a cloud"},
 	{`switch session affinity for LoadBalancer service with Local`, "it wants several nodes to answer for one address, and on a segment one does"},
 	{`ExternalTrafficPolicy: Local .* should work for type=LoadBalancer`, "it takes every client on the nodes' segment, which the suite is here, for a node"},
@@ -64,7 +65,8 @@ func (c *Cluster) RunSuite(focus, skip string) ([]suiteResult, error) {
 	report := filepath.Join(c.dir, "report") // the folder of the logs may lie where the switch has its own version
 	suite, err := c.fabric.Start("suite", "ginkgo", "--procs="+suiteProcesses, "--no-color", "-v",
 		"--timeout="+(suiteLimit-time.Minute).String(), "--focus="+focus, "--skip="+skip, filepath.Join(c.bin, "e2e.test"), "--",
-		"--provider=skeleton", "--kubeconfig="+adminConfig, "--kubectl-path="+filepath.Join(c.bin, "kubectl"), "--report-dir="+report)
+		"--provider=skeleton", "--kubeconfig="+adminConfig, "--kubectl-path="+filepath.Join(c.bin, "kubectl"), "--report-dir="+report,
+		fmt.Sprintf("--num-nodes=%d", len(c.Nodes))) // found out by the first process only
 	if err != nil {
 		return nil, err
 	}
