@@ -167,6 +167,7 @@ func (d *Daemon) serveDrops(w http.ResponseWriter, r *http.Request) {
 		case <-changed:
 			list, _ = d.drops.after(number)
 		case <-timer.C:
+		case <-control.Stopping(r):
 		case <-r.Context().Done():
 		}
 	}

@@ -39,11 +39,14 @@ func Listen(runDir string) (net.Listener, error) {
 	return fdListener{l}, nil
 }
 
-// Serve answers requests until ctx ends, then lets those under way finish for up to the grace time.
+// Serve answers requests until ctx ends, then lets those under way finish for up to the grace time. One that only waits for news
+// should look at Stopping: the next daemon does not start before this one has ended.
 func Serve(ctx context.Context, l net.Listener, h http.Handler, grace time.Duration) error {
 	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second,
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+		ConnContext: func(conn context.Context, c net.Conn) context.Context {
+			return context.WithValue(context.WithValue(conn, connKey{}, c), stopKey{}, ctx.Done())
+		},
 	}
 	done := make(chan error, 1)
 	go func() {
@@ -58,7 +61,16 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, grace time.Durat
 	return <-done
 }
 
-type connKey struct{}
+type (
+	connKey struct{}
+	stopKey struct{}
+)
+
+// Stopping is closed when the server stops; nil outside of Serve.
+func Stopping(r *http.Request) <-chan struct{} {
+	done, _ := r.Context().Value(stopKey{}).(<-chan struct{})
+	return done
+}
 
 // TakeFile returns the first file descriptor that came with the request's connection, or nil. The caller closes it.
 func TakeFile(r *http.Request) *os.File {
