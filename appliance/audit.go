@@ -161,8 +161,9 @@ func (d *Daemon) stale() func(conntrack.Seen) bool {
 	if d.loop.NoFabric {
 		v.ranges = nil // another network's Pods
 	}
+	v.node = slices.Clone(status.State.HostNet.NodeAddresses) // in the Pod ranges, and no Pod's, also while the Node is being made anew
 	if self := d.snapshot().Node(d.cfg.NodeName); self != nil {
-		v.node = append(slices.Clone(self.Addresses), status.State.HostNet.NodeAddresses...)
+		v.node = append(v.node, self.Addresses...)
 	}
 	v.held = map[netip.Addr]bool{}
 	for _, l := range d.attacher.Leases() {

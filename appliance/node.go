@@ -82,28 +82,26 @@ const (
 	saveShare = 50
 )
 
-// saveSnapshots keeps the newest picture in the store.
+// saveSnapshots keeps the newest picture in the store, also one that comes with the end.
 func (d *Daemon) saveSnapshots(ctx context.Context) {
 	for {
 		var s *model.Snapshot
 		select {
-		case <-ctx.Done():
-			return
 		case s = <-d.save:
+		case <-ctx.Done():
+			select {
+			case s = <-d.save:
+			default:
+				return
+			}
 		}
 		start := time.Now()
-		if err := d.store.SaveSnapshot(ctx, s); err != nil && ctx.Err() == nil {
+		// A write that has begun is not given up when the daemon stops: it has what the next one begins with.
+		if err := d.store.SaveSnapshot(context.WithoutCancel(ctx), s); err != nil {
 			d.log.Error("keeping the picture of the cluster", zap.Error(err))
 		}
 		select {
 		case <-ctx.Done():
-			// What came in the last seconds must not be lost with an orderly stop.
-			select {
-			case s = <-d.save:
-				_ = d.store.SaveSnapshot(context.WithoutCancel(ctx), s)
-			default:
-			}
-			return
 		case <-time.After(max(saveDelay, saveShare*time.Since(start))):
 		}
 	}
