@@ -2,11 +2,15 @@ package appliance
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
 
 	"weft.network/weft/packaging"
 )
@@ -46,6 +50,34 @@ func (d *Daemon) showConflist() error {
 		return fmt.Errorf("noting that this boot is ready: %w", err)
 	}
 	return nil
+}
+
+// conflistLook is how often it is looked whether the conflist is still there.
+const conflistLook = 2 * time.Second
+
+// keepConflist puts the conflist back when somebody took it away, as who cleans up after another network does with the whole folder:
+// kubelet would say NotReady, and no Pod would start until weftd does.
+func (d *Daemon) keepConflist(ctx context.Context) {
+	ticker := time.NewTicker(conflistLook)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if !d.ready.Load() || d.loop.NoFabric {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(d.cfg.CNIConfDir, packaging.ConflistName)); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := d.showConflist(); err != nil {
+			d.log.Error("putting the CNI configuration back", zap.Error(err))
+			continue
+		}
+		d.log.Warn("the CNI configuration was gone and is there again", zap.String("folder", d.cfg.CNIConfDir))
+	}
 }
 
 // writeFile replaces a file in one step: a reader sees the old or the new one, never half. The temporary name ends in a way

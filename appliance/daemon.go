@@ -107,6 +107,7 @@ func Run(ctx context.Context, load func() (config.Config, error), version string
 	g.Go(func() error { d.runProber(ctx); return nil })
 	g.Go(func() error { d.watchDrops(ctx); return nil })
 	g.Go(func() error { d.followPodMTU(ctx); return nil })
+	g.Go(func() error { d.keepConflist(ctx); return nil })
 	g.Go(func() error { d.announceAddresses(ctx); return nil })
 	g.Go(func() error { return d.runDNS(ctx) })
 	g.Go(func() error { d.runBGP(ctx); return nil })
