@@ -13,7 +13,7 @@ import (
 // Compile returns what this node needs to reach every other node's Pods. It never fails as a whole: what cannot be done is a
 // Problem of one peer or a warning, and the rest goes on.
 func Compile(snap *model.Snapshot, cfg Config, under Underlay) State {
-	c := compiler{cfg: cfg, under: under, self: snap.Node(cfg.NodeName)}
+	c := compiler{cfg: cfg, under: under, self: snap.Node(cfg.NodeName), ranges: map[netip.Prefix]string{}}
 	if c.self == nil {
 		c.warn("node %q is not known to the cluster yet: no routes to other nodes", cfg.NodeName)
 		return c.out
@@ -36,6 +36,7 @@ type compiler struct {
 	link   UnderlayLink // the link that has the node's primary address
 	outer  netip.Addr   // the node's own end of the tunnel
 	tunnel *Tunnel
+	ranges map[netip.Prefix]string // of the peers so far, with their names
 	out    State
 }
 
@@ -141,6 +142,9 @@ func (c *compiler) peer(n *model.Node) {
 	} else if why := c.clash(n); why != "" {
 		p.Problem = why
 	} else {
+		for _, r := range n.PodCIDRs {
+			c.ranges[r] = n.Name
+		}
 		c.reach(n, &p)
 	}
 	if p.Problem != "" {
@@ -149,7 +153,8 @@ func (c *compiler) peer(n *model.Node) {
 	c.out.Peers = append(c.out.Peers, p)
 }
 
-// clash refuses a peer's range that overlaps our own or the underlay: its route would cut off local Pods or machines.
+// clash refuses a peer's range that overlaps our own or the underlay: its route would cut off local Pods or machines. A range that two
+// peers have belongs to the first of them by name, on every node alike.
 func (c *compiler) clash(n *model.Node) string {
 	for _, r := range n.PodCIDRs {
 		for _, own := range c.self.PodCIDRs {
@@ -159,6 +164,9 @@ func (c *compiler) clash(n *model.Node) string {
 		}
 		if hit, why := c.overlaps(r); hit {
 			return fmt.Sprintf("its Pod range %s overlaps %s", r, why)
+		}
+		if other, ok := c.ranges[r]; ok {
+			return fmt.Sprintf("node %s has its Pod range %s too, and traffic to that goes there: give each node a range of its own, or delete the Node that is gone", other, r)
 		}
 	}
 	return ""
