@@ -25,6 +25,10 @@ const (
 // customPatience is the longest wait between two looks for a kind that the cluster may not have.
 const customPatience = 30 * time.Second
 
+// absentBelieved is how long the server must say that a kind with objects does not exist until they count as gone. Whoever deletes a
+// definition sees each of its objects deleted first; an answer "not found" to everything is that of something between us and the server.
+const absentBelieved = 10 * time.Second
+
 // customKind is one of weft's own kinds. All of them are cluster-scoped.
 type customKind struct {
 	plural, kind string
@@ -118,15 +122,24 @@ func (k *Kubernetes) customKinds(c dynamic.Interface) []kind {
 	for _, ck := range customKinds(k.options.BGP, k.options.Pools) {
 		resource := schema.GroupVersionResource{Group: customGroup, Version: customVersion, Resource: ck.plural}
 		store := ck.store(k.objects, func() { k.listed(ck.plural) })
+		var since, last time.Time // the server says that there is no such kind
 		all = append(all, kind{
 			name: ck.plural, example: customExample(ck.kind), client: dynamicLister{c.Resource(resource)}, into: store,
 			optional: true, patience: customPatience,
 			absent: func(missing bool) error {
-				if missing {
-					return store.Replace(nil, "")
+				if !missing {
+					k.listed(ck.plural) // not allowed to know: go on with what is known
+					return nil
 				}
-				k.listed(ck.plural) // not allowed to know: go on with what is known
-				return nil
+				now := time.Now()
+				if now.Sub(last) > 2*customPatience {
+					since = now
+				}
+				last = now
+				if k.isListed(ck.plural) && (now.Sub(since) < absentBelieved || !k.status.get(nil).Connected) {
+					return nil
+				}
+				return store.Replace(nil, "")
 			},
 		})
 	}

@@ -209,6 +209,13 @@ func (k *Kubernetes) listed(kind string) {
 	}
 }
 
+// isListed reports whether everything of a kind was known once.
+func (k *Kubernetes) isListed(kind string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.synced[kind]
+}
+
 func (k *Kubernetes) allListed() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()

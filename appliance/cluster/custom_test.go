@@ -1,0 +1,62 @@
+package cluster
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+)
+
+type noDynamic struct{ dynamic.Interface }
+
+func (noDynamic) Resource(schema.GroupVersionResource) dynamic.NamespaceableResourceInterface {
+	return nil
+}
+
+// TestKindIsAbsent: a cluster without weft's definitions has no such objects, and that is known at once. A kind that had objects
+// and is "not found" for a moment, or while nothing else is found either, keeps them: its peers and addresses are in use.
+func TestKindIsAbsent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		<-time.After(time.Hour) // the clock of the test begins far from zero
+		k, err := NewKubernetes(KubernetesOptions{NodeName: "a", Pools: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pools := k.customKinds(noDynamic{})[0]
+		gone := func() {
+			t.Helper()
+			if err := pools.absent(true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if gone(); !k.isListed(pools.name) {
+			t.Fatal("a cluster without the definition: nobody knows that there are no objects")
+		}
+		pool := customExample("LoadBalancerPool")
+		pool.SetName("lan")
+		pool.Object["spec"] = map[string]any{"addresses": []any{"192.0.2.0/28"}}
+		if err := pools.into.Replace([]any{pool}, ""); err != nil {
+			t.Fatal(err)
+		}
+		has := func() bool { return len(k.objects.pools.items) == 1 }
+		if !has() {
+			t.Fatal("no pool", k.Status().Problems)
+		}
+		<-time.After(time.Hour)
+		if gone(); !has() {
+			t.Error("one answer took the pool away")
+		}
+		<-time.After(absentBelieved)
+		if gone(); !has() {
+			t.Error("the pool is gone while the cluster is not heard at all")
+		}
+		for _, kind := range []string{kindNodes, kindPods} {
+			k.listed(kind)
+		}
+		if gone(); has() {
+			t.Error("somebody deleted the definition, and its objects stay")
+		}
+	})
+}
