@@ -189,7 +189,7 @@ func (b *bgp) config() peering.Config {
 	native := !b.d.loop.NoFabric && b.d.loop.Settings().Mode == "native"
 	c := peering.Config{
 		NodeName: b.d.cfg.NodeName, ASN: s.ASN, RouterID: s.RouterID, Port: s.Port, Listen: s.Listen, Mesh: s.Mesh == config.MeshOn, MeshLimit: s.MeshLimit,
-		Native: native, Advertise: advertise, Aggregate: s.Aggregate, Peers: peers, SecretNamespace: s.SecretNamespace, Drained: b.drained,
+		MeshSecret: s.MeshPasswordSecretRef, MeshFile: s.MeshPasswordFile, Native: native, Advertise: advertise, Aggregate: s.Aggregate, Peers: peers, SecretNamespace: s.SecretNamespace, Drained: b.drained,
 		Files: map[string]peering.Password{},
 	}
 	if s.Mesh == config.MeshAuto && native {
@@ -197,9 +197,13 @@ func (b *bgp) config() peering.Config {
 			c.Mesh = c.Mesh || p.Routed
 		}
 	}
+	files := []string{s.MeshPasswordFile}
 	for _, p := range peers {
-		if p.PasswordFile != "" {
-			c.Files[p.PasswordFile] = readPassword(p.PasswordFile)
+		files = append(files, p.PasswordFile)
+	}
+	for _, path := range files {
+		if path != "" {
+			c.Files[path] = readPassword(path)
 		}
 	}
 	if under := b.d.kernel.underlay.Load(); under != nil {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/signal"
 	"reflect"
+	"slices"
 	"syscall"
 
 	"go.uber.org/zap"
@@ -37,7 +38,9 @@ func (d *Daemon) reload(cfg config.Config) {
 	cfg.NodeName = d.cfg.NodeName
 	live := d.cfg
 	live.Fabric.Mode, live.Fabric.MTU, live.Fabric.VXLAN, live.Masquerade = cfg.Fabric.Mode, cfg.Fabric.MTU, cfg.Fabric.VXLAN, cfg.Masquerade
-	live.BGP = cfg.BGP
+	if live.BGP = cfg.BGP; !slices.Equal(d.cfg.BGP.Secrets(), cfg.BGP.Secrets()) || d.cfg.BGP.SecretNamespace != cfg.BGP.SecretNamespace {
+		d.log.Warn("weft.yaml names other Secrets than at the start: they are read after a restart of weftd")
+	}
 	if !reflect.DeepEqual(live, cfg) {
 		d.log.Warn("some of the changed settings need a restart of weftd; fabric.mode, fabric.mtu, fabric.vxlan, masquerade and bgp were taken")
 	}

@@ -16,8 +16,12 @@ type BGP struct {
 	Port     uint16     `yaml:"port"`
 	Listen   bool       `yaml:"listen"`
 	// Mesh is auto, on or off.
-	Mesh            string                 `yaml:"mesh"`
-	MeshLimit       int                    `yaml:"meshLimit"`
+	Mesh      string `yaml:"mesh"`
+	MeshLimit int    `yaml:"meshLimit"`
+	// MeshPasswordSecretRef and MeshPasswordFile say where the password of the sessions between nodes is; neither means none.
+	MeshPasswordSecretRef *model.SecretRef `yaml:"meshPasswordSecretRef"`
+	MeshPasswordFile      string           `yaml:"meshPasswordFile"`
+
 	Advertise       model.BGPAdvertiseSpec `yaml:"advertise"`
 	Aggregate       []netip.Prefix         `yaml:"aggregate"`
 	SecretNamespace string                 `yaml:"secretNamespace"`
@@ -83,6 +87,12 @@ func (b *BGP) validate() []error {
 	if b.MeshLimit < 2 {
 		bad("meshLimit", b.MeshLimit, "must be at least 2")
 	}
+	if ref := b.MeshPasswordSecretRef; ref != nil && (ref.Name == "" || ref.Key == "") {
+		bad("meshPasswordSecretRef", *ref, "needs name and key")
+	}
+	if b.MeshPasswordSecretRef != nil && b.MeshPasswordFile != "" {
+		bad("meshPasswordFile", b.MeshPasswordFile, "cannot be used together with meshPasswordSecretRef")
+	}
 	if b.SecretNamespace == "" {
 		bad("secretNamespace", `""`, "name a namespace")
 	}
@@ -98,8 +108,11 @@ func (b *BGP) validate() []error {
 	return errs
 }
 
-// Secrets returns the names of the Secrets that peers of this node refer to.
+// Secrets returns the names of the Secrets that the mesh and the peers of this node refer to.
 func (b *BGP) Secrets() (out []string) {
+	if b.MeshPasswordSecretRef != nil {
+		out = append(out, b.MeshPasswordSecretRef.Name)
+	}
 	for i := range b.Peers {
 		if ref := b.Peers[i].PasswordSecretRef; ref != nil {
 			out = append(out, ref.Name)

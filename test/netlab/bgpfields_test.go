@@ -258,3 +258,59 @@ func lineWith(text, word string) string {
 	}
 	return ""
 }
+
+// TestBGPMeshPassword: nodes speak with each other only once the password is there, with it in every segment, and not with a node that has
+// another one.
+func TestBGPMeshPassword(t *testing.T) {
+	s := tellBGP(t, lab.Options{Nodes: 3, Settings: "# of the story\nbgp: {mesh: \"on\", meshPasswordSecretRef: {name: weft-bgp, key: mesh}}\n"})
+	s.untilSession("node1", "node2", "Refused", "Secret kube-system/weft-bgp does not exist")
+	if out := s.out("node1", "ss -Hltn sport = :179"); out != "" {
+		t.Errorf("a port is open without the password: %s", out)
+	}
+	secret := func(text string) {
+		s.write("secret.yaml", fmt.Sprintf("apiVersion: v1\nkind: Secret\nmetadata: {name: weft-bgp, namespace: kube-system}\nstringData: {mesh: %q}\n", text))
+	}
+	secret("")
+	s.untilSession("node1", "node2", "Refused", `has nothing under the key "mesh"`)
+	secret("of the mesh")
+	for _, pair := range [][2]string{{"node1", "node2"}, {"node1", "node3"}, {"node2", "node3"}} {
+		if p := s.untilSession(pair[0], pair[1], "Established", ""); !p.Password || !p.Node {
+			t.Errorf("%+v", p)
+		}
+	}
+	needs(t, "/usr/bin/tcpdump")
+	captured := make(chan string, 1)
+	go func() { // the first messages of the sessions with the next password, or at the latest their keepalives
+		out, _ := s.Output(s.ctx, "node1", "tcpdump", "--immediate-mode", "-lnv", "-c", "4", "-i", "eth0", "tcp port 179 and tcp[tcpflags] & tcp-push != 0")
+		captured <- out
+	}()
+	secret("the next of the mesh")
+	if out := <-captured; strings.Count(out, "md5") < 4 {
+		t.Errorf("segments without a signature:\n%s", out)
+	}
+	s.untilSession("node1", "node2", "Established", "")
+
+	// From files, of which node3 has another.
+	for _, node := range []string{"node1", "node2", "node3"} {
+		text := "of a file\n"
+		if node == "node3" {
+			text = "of another\n"
+		}
+		s.no(os.WriteFile(filepath.Join(s.Dir, node, "etc/weft/mesh"), []byte(text), 0o600))
+		s.settings(node, "bgp: {mesh: \"on\", meshPasswordFile: /etc/weft/mesh}\n")
+	}
+	s.untilSession("node1", "node3", "Active", "a wrong password looks the same")
+	s.untilSession("node2", "node3", "Active", "a wrong password looks the same")
+	s.untilSession("node1", "node2", "Established", "")
+	s.hold(3*time.Second, func() {
+		for _, p := range s.sessions("node3").Peers {
+			if p.State == "Established" {
+				t.Fatalf("node3 has a session with the wrong password: %+v", p)
+			}
+		}
+	})
+	s.no(os.WriteFile(filepath.Join(s.Dir, "node3", "etc/weft/mesh"), []byte("of a file\n"), 0o600))
+	s.settings("node3", "bgp: {mesh: \"on\", meshPasswordFile: /etc/weft/mesh}\n")
+	s.untilSession("node1", "node3", "Established", "")
+	s.untilSession("node2", "node3", "Established", "")
+}

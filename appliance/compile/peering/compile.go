@@ -112,7 +112,7 @@ func (c *compiler) add(p *model.BGPPeer) string {
 	if other, ok := c.taken[p.Address]; ok {
 		return fmt.Sprintf("BGPPeer %q has the same address: remove one of them, or let them select different nodes", other)
 	}
-	password, why := c.password(p)
+	password, why := c.password(p.PasswordSecret, p.PasswordFile)
 	if why != "" {
 		return "no session without its password: " + why
 	}
@@ -145,23 +145,24 @@ func (c *compiler) near(a netip.Addr) bool {
 // maxPassword is what the kernel takes (TCP_MD5SIG_MAXKEYLEN).
 const maxPassword = 80
 
-// password finds a peer's password, or says why there is none. An empty one is none: the session would be open to everybody.
-func (c *compiler) password(p *model.BGPPeer) (text, why string) {
+// password finds the password that a Secret or a file has, or says why there is none. An empty one is none: the session would be
+// open to everybody.
+func (c *compiler) password(ref *model.SecretRef, path string) (text, why string) {
 	switch {
-	case p.PasswordSecret != nil:
-		key := model.SecretKey{Namespace: c.cfg.SecretNamespace, Name: p.PasswordSecret.Name}
+	case ref != nil:
+		key := model.SecretKey{Namespace: c.cfg.SecretNamespace, Name: ref.Name}
 		secret := c.snap.Secrets[key]
 		if secret == nil {
 			return "", fmt.Sprintf("Secret %s does not exist, or weft may not read it (rbac.yaml names those that it may)", key)
 		}
-		text = strings.TrimRight(string(secret.Data[p.PasswordSecret.Key]), "\r\n")
+		text = strings.TrimRight(string(secret.Data[ref.Key]), "\r\n")
 		if text == "" {
-			return "", fmt.Sprintf("Secret %s has nothing under the key %q", key, p.PasswordSecret.Key)
+			return "", fmt.Sprintf("Secret %s has nothing under the key %q", key, ref.Key)
 		}
-	case p.PasswordFile != "":
-		file := c.cfg.Files[p.PasswordFile]
+	case path != "":
+		file := c.cfg.Files[path]
 		if text = strings.TrimRight(file.Text, "\r\n"); file.Problem != "" || text == "" {
-			return "", fmt.Sprintf("%s: %s", p.PasswordFile, cmp.Or(file.Problem, "the file is empty"))
+			return "", fmt.Sprintf("%s: %s", path, cmp.Or(file.Problem, "the file is empty"))
 		}
 	default:
 		return "", ""
@@ -192,15 +193,20 @@ func (c *compiler) mesh() {
 			return
 		}
 	}
+	password, why := c.password(c.cfg.MeshSecret, c.cfg.MeshFile)
+	if why != "" {
+		c.problem("BGP between nodes: no session without its password: %s", why)
+	}
 	for _, n := range nodes {
 		if n.Name == c.self.Name || reflectors && !isReflector(n) && !isReflector(c.self) {
 			continue
 		}
-		c.meshPeer(n, isReflector(c.self) && !isReflector(n))
+		c.meshPeer(n, isReflector(c.self) && !isReflector(n), password, why)
 	}
 }
 
-func (c *compiler) meshPeer(n *model.Node, client bool) {
+// meshPeer adds the session with one node, or refuses it because the password is missing.
+func (c *compiler) meshPeer(n *model.Node, client bool, password, noPassword string) {
 	var address netip.Addr
 	for _, own := range c.self.Addresses { // both ends must choose the same family
 		for _, a := range n.Addresses {
@@ -215,12 +221,15 @@ func (c *compiler) meshPeer(n *model.Node, client bool) {
 		return
 	case ok && other != "":
 		return // a BGPPeer says how to speak with this node
+	case noPassword != "":
+		c.out.Refused = append(c.out.Refused, Refused{Name: n.Name, Address: address, ASN: c.asn(n), Why: "no session without its password: " + noPassword})
+		return
 	}
 	c.taken[address] = n.Name
 	nb := Neighbour{
 		Name: n.Name, Mesh: true, Address: address, ASN: c.asn(n), LocalASN: c.out.ASN, Port: c.cfg.Port,
 		HoldSeconds: meshHold, KeepaliveSeconds: meshHold / 3, ConnectRetrySeconds: meshConnectRetry, RestartSeconds: meshRestart,
-		IPv4: true, IPv6: true, ReflectorClient: client, Import: everything,
+		Password: password, IPv4: true, IPv6: true, ReflectorClient: client, Import: everything,
 	}
 	// One end connects, the other waits: gobgp closes what comes in while it pauses after a failure, and two that pause in turn
 	// may miss each other for minutes.

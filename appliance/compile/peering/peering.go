@@ -36,6 +36,9 @@ type Config struct {
 	// Mesh asks for sessions between all nodes, and MeshLimit says for how many nodes at most.
 	Mesh      bool
 	MeshLimit int
+	// MeshSecret and MeshFile say where the password of those sessions is; nil and empty mean none.
+	MeshSecret *model.SecretRef
+	MeshFile   string
 	// Native is true when Pods of other nodes are reached without a tunnel, so that their ranges are worth telling.
 	Native bool
 	// Advertise are the defaults of all peers.

@@ -29,6 +29,8 @@ type scenario struct {
 		Subnets   []netip.Prefix
 		Advertise model.BGPAdvertiseSpec
 		Files     map[string]string
+		Secret    *model.SecretRef // of the mesh
+		File      string
 	}
 	Nodes []struct {
 		Name      string
@@ -105,6 +107,7 @@ func load(t *testing.T, file string) (*model.Snapshot, Config) {
 	}
 	cfg := Config{
 		NodeName: "a", ASN: s.Config.ASN, Port: 179, Listen: !s.Config.NoListen, Mesh: s.Config.Mesh, MeshLimit: 100, Native: s.Config.Native,
+		MeshSecret: s.Config.Secret, MeshFile: s.Config.File,
 		Advertise: advertise, Aggregate: s.Config.Aggregate, SecretNamespace: "kube-system", Drained: s.Config.Drained,
 		Subnets: s.Config.Subnets, Files: map[string]Password{},
 	}
