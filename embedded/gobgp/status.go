@@ -107,8 +107,32 @@ func (s *Server) Sessions(ctx context.Context, advertised bool) ([]Session, erro
 	if err != nil {
 		return nil, err
 	}
+	for i := range out {
+		if err := s.accepted(ctx, &out[i]); err != nil {
+			return nil, err
+		}
+	}
 	slices.SortFunc(out, func(a, b Session) int { return a.Neighbour.Address.Compare(b.Neighbour.Address) })
 	return out, nil
+}
+
+// accepted counts the routes that the import rules take: gobgp's own number is of those that came in. Where the rules are clear
+// without a look at each route, there is none.
+func (s *Server) accepted(ctx context.Context, session *Session) error {
+	if session.Neighbour.Mesh || session.Received == 0 {
+		return nil
+	}
+	session.Accepted = 0
+	if len(session.Neighbour.Import) == 0 {
+		return nil
+	}
+	routes, err := s.Received(ctx, session.Neighbour.Address)
+	for i := range routes {
+		if !routes[i].Filtered {
+			session.Accepted++
+		}
+	}
+	return err
 }
 
 func (s *Server) session(p *api.Peer) (Session, bool) {
