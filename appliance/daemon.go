@@ -113,7 +113,9 @@ func Run(ctx context.Context, load func() (config.Config, error), version string
 	g.Go(func() error { d.runBGP(ctx); return nil })
 	g.Go(func() error { d.reloadOnHangup(ctx, load); return nil })
 	log.Info("weftd started", zap.String("version", version), zap.String("node", d.cfg.NodeName), zap.String("source", d.source.Status().Kind))
-	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+	err = g.Wait()
+	d.saveSnapshots(ctx) // what was published after its own end
+	if err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
 	log.Info("weftd stopped; traffic goes on without it")

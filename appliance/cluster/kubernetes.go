@@ -27,7 +27,7 @@ import (
 )
 
 const (
-	// gather is how long changes are gathered before a Snapshot is published.
+	// gather is how long changes are gathered after a Snapshot was published.
 	gather = 5 * time.Millisecond
 	// dialTimeout is how long one server may take to accept a connection before the next one is tried.
 	dialTimeout = 3 * time.Second
@@ -174,9 +174,11 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// publish waits for changes and publishes Snapshots once every kind is known.
+// publish waits for changes and publishes Snapshots once every kind is known: after a quiet time at once, since a new name is asked for as
+// soon as there is one, and what follows is gathered. Who pays for each Snapshot, as the loop does, waits for more by itself.
 func (k *Kubernetes) publish(ctx context.Context, publish func(*model.Snapshot)) {
 	published := false
+	var last time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -186,13 +188,15 @@ func (k *Kubernetes) publish(ctx context.Context, publish func(*model.Snapshot))
 		if !k.allListed() || !published && !k.allSecretsKnown() {
 			continue
 		}
-		pause(ctx, gather)
+		if wait := gather - time.Since(last); wait > 0 {
+			pause(ctx, wait)
+		}
 		if ctx.Err() != nil {
 			return
 		}
 		if s := k.objects.snapshot(); s != nil {
 			publish(s)
-			published = true
+			published, last = true, time.Now()
 		}
 	}
 }

@@ -128,14 +128,23 @@ func diff[K comparable, T any](old, now map[K]*T, f func(old, now *T)) {
 	if reflect.ValueOf(old).Pointer() == reflect.ValueOf(now).Pointer() {
 		return // one map, shared by both Snapshots
 	}
-	for key, o := range old {
-		if v := now[key]; v != o {
+	// One pass over what is now, mostly, and one over what was only if something of it is gone: a new name waits for this.
+	kept := 0
+	for key, v := range now {
+		o, known := old[key]
+		if known {
+			kept++
+		}
+		if v != o {
 			f(o, v)
 		}
 	}
-	for key, v := range now {
-		if _, known := old[key]; !known {
-			f(nil, v)
+	if kept == len(old) {
+		return
+	}
+	for key, o := range old {
+		if _, still := now[key]; !still {
+			f(o, nil)
 		}
 	}
 }

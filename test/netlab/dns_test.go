@@ -215,6 +215,24 @@ func TestDNSRestart(t *testing.T) {
 	s.no(s.WaitReady(s.ctx, "node1"))
 }
 
+// TestDNSKnowsTheLastService: a Service is made, and weftd is stopped in good order the moment its name is known. After a reboot without the
+// API the name is there: an orderly stop writes the picture, whenever it was written last.
+func TestDNSKnowsTheLastService(t *testing.T) {
+	s := tell(t, lab.Options{Nodes: 1})
+	client := s.run("node1", "client")[0].FullName()
+	for i := range 3 { // in short order, so that a pause between two writes lasts
+		address := fmt.Sprintf("10.244.9.%d", i+1)
+		s.headless(address)
+		s.resolves(client, lab.ClusterDNS, "A", "db.default.svc.cluster.local", address)
+	}
+	s.no(s.KillDaemon(s.ctx, "node1", unix.SIGTERM))
+	s.no(s.Reboot(s.ctx, "node1", lab.RebootOptions{WithoutAPI: true}))
+	s.resolves(client, lab.ClusterDNS, "A", "db.default.svc.cluster.local", "10.244.9.3")
+	if st := s.status("node1"); !st.Source.Stored {
+		t.Errorf("the node is not without the API: %+v", st.Source)
+	}
+}
+
 // roles writes a node's weft.yaml anew with these roles, and restarts its weftd.
 func (s *story) roles(node, list string) {
 	s.t.Helper()
