@@ -78,7 +78,7 @@ func (d *Daemon) updateAnnouncer() {
 	if under := d.kernel.underlay.Load(); under != nil && d.cfg.Has(config.RoleLB) {
 		list := d.announcements()
 		if d.loop.Status().Held {
-			list = goOn(list, d.lb.held, d.cfg.NodeName)
+			list = goOn(d.lb.held, d.snapshot(), d.cfg.NodeName)
 		}
 		d.lb.announcer.Update(announcer.View{
 			Links: under.Links, Announcements: list, Passive: d.bgp != nil && d.bgp.isDrained(),
@@ -87,16 +87,19 @@ func (d *Daemon) updateAnnouncer() {
 }
 
 // goOn are the announcements of a node that starts again and has not heard the cluster: what it answered for it goes on with, also
-// what the picture in the store does not know yet, and nothing that it may have let go since.
-func goOn(list []lb.Announcement, held map[string][]netip.Addr, node string) (out []lb.Announcement) {
+// what the picture in the store does not know yet, and nothing that it may have let go since. Every node may have a right to them: so
+// nobody concludes from their absence that all others are known.
+func goOn(held map[string][]netip.Addr, snap *model.Snapshot, node string) (out []lb.Announcement) {
+	nodes := []string{node}
+	for _, n := range snap.SortedNodes() {
+		if n.Name != node {
+			nodes = append(nodes, n.Name)
+		}
+	}
+	slices.Sort(nodes)
 	for link, addrs := range held {
 		for _, addr := range addrs {
-			an := lb.Announcement{Addr: addr, L2: true, Interfaces: []string{link}, Nodes: []string{node}}
-			i := slices.IndexFunc(list, func(a lb.Announcement) bool { return a.Addr == addr })
-			if i >= 0 && slices.Contains(list[i].Nodes, node) {
-				an.Nodes = list[i].Nodes
-			}
-			out = append(out, an)
+			out = append(out, lb.Announcement{Addr: addr, L2: true, Interfaces: []string{link}, Nodes: nodes})
 		}
 	}
 	return out
