@@ -121,7 +121,7 @@ func (f *file) override(s Settings) (map[string]string, error) {
 			if !slices.Contains(afterNames, d) {
 				f.direct = false
 			}
-			out[d] = render(tokens)
+			out[d] = render(nodeUpstreams(s, d, tokens))
 		}
 	}
 	slices.Sort(f.warnings)
@@ -155,7 +155,7 @@ func (f *file) servers(s Settings, snippet Snippet) (string, error) {
 			if tokens := block.Tokens[d]; d == "weft" && tokens != nil {
 				return "", fmt.Errorf("%s: the directive weft belongs to weft itself", snippet.Source)
 			} else if tokens != nil {
-				b.WriteString(render(tokens))
+				b.WriteString(render(nodeUpstreams(s, d, tokens)))
 			}
 		}
 		b.WriteString("}\n")
@@ -203,7 +203,7 @@ func parse(s Snippet, text string) ([]caddyfile.ServerBlock, error) {
 			return nil, fmt.Errorf("%s: import is not possible here; write the text itself", s.Source)
 		}
 	}
-	known := slices.Concat(directives, ours)
+	known := slices.Concat(directives, ours, foreign)
 	blocks, err := caddyfile.Parse(s.Source, strings.NewReader(text), known)
 	if err != nil {
 		return nil, fmt.Errorf("%w (known are %s)", err, strings.Join(directives[1:], ", "))
@@ -211,6 +211,9 @@ func parse(s Snippet, text string) ([]caddyfile.ServerBlock, error) {
 	for _, b := range blocks {
 		if b.Tokens[blockDirective] != nil {
 			return nil, fmt.Errorf("%s: unknown directive %q", s.Source, blockDirective)
+		}
+		if err := refused(s, b); err != nil {
+			return nil, err
 		}
 	}
 	return blocks, nil
