@@ -275,22 +275,17 @@ func (d *Daemon) freeLeaks(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, l := range leaks {
-		d.log.Warn("freeing a leaked lease", zap.Stringer("attachment", l.Lease.AttachmentKey), zap.Stringer("pod", l.Lease.Pod),
+	err = d.attacher.Free(ctx, leaks, func(l attach.Leak) {
+		d.log.Warn("a leaked lease was freed", zap.Stringer("attachment", l.Lease.AttachmentKey), zap.Stringer("pod", l.Lease.Pod),
 			zap.Stringers("addresses", l.Lease.Addresses), zap.String("why", l.Why))
-		if err := d.attacher.Release(ctx, l.Lease, false); err != nil {
-			return err
-		}
 		d.metrics.leaks.Inc()
-	}
-	if err := d.attacher.Tidy(ctx, sandboxes); err != nil {
-		return err
-	}
-	removed, err := d.kernel.SweepBandwidth(ctx)
+	})
+	err = errors.Join(err, d.attacher.Tidy(ctx, sandboxes))
+	removed, sweepErr := d.kernel.SweepBandwidth(ctx)
 	if len(removed) > 0 {
 		d.log.Warn("removed bandwidth limits of Pods that are gone", zap.Strings("links", removed))
 	}
-	return err
+	return errors.Join(err, sweepErr)
 }
 
 // watchKernel turns what happens in the kernel into rounds of the loop.

@@ -169,6 +169,19 @@ func (a *Attacher) Leaks(ctx context.Context, sandboxes map[string]bool) ([]Leak
 	return out, nil
 }
 
+// Free takes leaks down and tells of each that is gone. One that cannot be taken down does not keep the others.
+func (a *Attacher) Free(ctx context.Context, leaks []Leak, freed func(Leak)) error {
+	var errs []error
+	for _, l := range leaks {
+		if err := a.Release(ctx, l.Lease, false); err != nil {
+			errs = append(errs, fmt.Errorf("freeing the leaked lease of %s: %w", l.Lease.AttachmentKey, err))
+			continue
+		}
+		freed(l)
+	}
+	return errors.Join(errs...)
+}
+
 // Release takes a lease down by hand. Without force it refuses while the attachment's interface exists: its Pod would lose
 // its network.
 func (a *Attacher) Release(ctx context.Context, l *model.Lease, force bool) error {

@@ -388,3 +388,28 @@ func TestGuard(t *testing.T) {
 		t.Errorf("after DEL %d are known, %d went", len(r.a.Guarded()), r.node.freed.Load())
 	}
 }
+
+// TestFreeGoesOn: a leaked lease that cannot be taken down does not keep the others.
+func TestFreeGoesOn(t *testing.T) {
+	ctx, r := context.Background(), newRig(t, "10.1.0.0/28")
+	for i := range 3 {
+		if _, err := r.a.Add(ctx, r.request(fmt.Sprintf("c%d", i), fmt.Sprintf("p%d", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.kernel.reboot()
+	r.now += graceTime
+	leaks, err := r.a.Leaks(ctx, nil)
+	if err != nil || len(leaks) != 3 {
+		t.Fatalf("leaks %v, %v", leaks, err)
+	}
+	r.plan("DelPod", 1)
+	freed := 0
+	if err := r.a.Free(ctx, leaks, func(Leak) { freed++ }); !errors.Is(err, errInjected) || freed != 2 || len(r.a.Leases()) != 1 {
+		t.Errorf("freed %d of 3 leaks, %d are left: %v", freed, len(r.a.Leases()), err)
+	}
+	r.plan("", 0)
+	if err := r.a.Free(ctx, leaks, func(Leak) {}); err != nil || len(r.a.Leases()) != 0 {
+		t.Errorf("%d are left: %v", len(r.a.Leases()), err)
+	}
+}
