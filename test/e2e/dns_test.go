@@ -23,8 +23,11 @@ func TestDNS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if service != clusterDNS+" kube-dns dns dns-tcp" {
+	if service != clusterDNS+" kube-dns dns dns-tcp metrics" {
 		t.Errorf("the Service kube-dns is %q", service)
+	}
+	if _, err := cluster.ExecPod(pod.Name, "/agnhost", "connect", "--timeout=5s", "kube-dns.kube-system:9153"); err != nil {
+		t.Errorf("the metrics of the DNS server: %v", err)
 	}
 	err = cluster.Apply("apiVersion: v1\nkind: Service\nmetadata: {name: fresh}\nspec: {selector: {app: none}, ports: [{port: 80}]}\n")
 	if err != nil {
