@@ -19,7 +19,7 @@ import (
 func init() {
 	register(70, Row{
 		Name: "policy-tcp",
-		About: "TCP from Pod to Pod on one node, isolated on both sides and allowed, with 1, 100 and 1,000 NetworkPolicies and 5,000 Pods in the kernel, " +
+		About: "TCP from Pod to Pod on one node, isolated on both sides and allowed, with 100 and 1,000 NetworkPolicies and 5,000 Pods in the kernel, and with none, " +
 			"beside the same path with connection tracking alone and with nothing",
 		Run: runPolicyTCP,
 	})
@@ -93,12 +93,13 @@ func runPolicyTCP(ctx context.Context, lab *Lab) ([]Result, error) {
 	type path struct {
 		name     string
 		bare     Bare
+		guarded  bool
 		policies int
 	}
 	tracked := Bare{Conntrack: true}
-	paths := []path{{tracked.String(), tracked, 0}, {Bare{}.String(), Bare{}, 0}}
-	for _, n := range []int{1, lab.Sized(100, 10), lab.Sized(1000, 100)} {
-		paths = append(paths, path{fmt.Sprintf("%d policies", n), tracked, n})
+	paths := []path{{tracked.String(), tracked, false, 0}, {Bare{}.String(), Bare{}, false, 0}}
+	for _, n := range []int{0, lab.Sized(100, 10), lab.Sized(1000, 100)} {
+		paths = append(paths, path{fmt.Sprintf("%d policies", n), tracked, true, n})
 	}
 	var sides []*peers
 	for _, p := range paths {
@@ -106,12 +107,14 @@ func runPolicyTCP(ctx context.Context, lab *Lab) ([]Result, error) {
 		if err != nil {
 			return nil, err
 		}
-		if p.policies > 0 {
-			g, err := lab.guarded(pods[0].node, p.policies-1)
+		if p.guarded {
+			g, err := lab.guarded(pods[0].node, max(0, p.policies-1))
 			if err != nil {
 				return nil, err
 			}
-			g.admit(pods)
+			if p.policies > 0 {
+				g.admit(pods)
+			}
 			if err := g.sync(ctx); err != nil {
 				return nil, err
 			}
