@@ -52,6 +52,8 @@ type Daemon struct {
 	audit    audit
 	dns      *dnsRole // nil without the role
 
+	// former are roles that are off, and of which something may be left in the kernel; only rounds use it.
+	former []config.Role
 	// newest is the picture of the cluster with this node's own settings laid over it.
 	newest cluster.Holder
 	// rounds wakes who waits for a round of the loop.
@@ -165,6 +167,10 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if d.loop.Missing, err = d.kernel.missing(); err != nil {
 		return err
 	}
+	if d.former, err = d.formerRoles(ctx); err != nil {
+		return err
+	}
+	d.loop.Former = formerTables(d.former)
 	d.openServices()
 	if d.cfg.Has(config.RolePolicy) {
 		d.loop.Policies = d.newPolicies()
@@ -224,6 +230,9 @@ func (d *Daemon) afterRound(s reconcile.Status) {
 		d.updateAnnouncer() // the others wait for a picture that is not older than what they have
 	} else {
 		d.rounds.Set(d.snapshot())
+		if s.Err == "" && s.Applied && d.snapshot().Node(d.cfg.NodeName) != nil {
+			d.forgetRoles()
+		}
 	}
 	d.health.apply(s.Services.HealthChecks)
 	d.watchFirewalls()

@@ -49,8 +49,10 @@ const (
 
 // openDNS builds the DNS server. Without the role, the loop takes away what an earlier process has put into the kernel.
 func (d *Daemon) openDNS() error {
-	d.loop.DNS = &reconcile.DNS{Link: d.kernel}
 	store, files := openFDStore()
+	if d.cfg.Has(config.RoleDNS) || slices.Contains(d.former, config.RoleDNS) {
+		d.loop.DNS = &reconcile.DNS{Link: d.kernel}
+	}
 	if !d.cfg.Has(config.RoleDNS) {
 		return store.empty(files)
 	}

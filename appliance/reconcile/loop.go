@@ -104,6 +104,8 @@ type Loop struct {
 	Policies *Policies
 	// DNS has no addresses without that role; nil leaves alone what is there.
 	DNS *DNS
+	// Former are empty tables, of roles that are off: what the kernel has of them goes with the first round.
+	Former []ruleset.Table
 
 	trigger chan Trigger
 
@@ -422,14 +424,14 @@ func (l *Loop) applyRules(ctx context.Context, cfg route.Config, snap *model.Sna
 	if l.DNS != nil {
 		tables = append(slices.Clip(tables), l.DNS.tables()...)
 	}
-	n, err := l.Rules.Apply(ctx, tables)
+	n, err := l.Rules.Apply(ctx, append(slices.Clip(tables), l.Former...))
 	if err != nil {
 		if serve {
 			l.Services.Metrics.failed(self.Addresses)
 		}
 		return n, fmt.Errorf("applying the packet filter: %w", err)
 	}
-	l.fabric, l.tables = fabric, tables
+	l.fabric, l.tables, l.Former = fabric, tables, nil
 	if serve {
 		l.Services.committed(self)
 	}

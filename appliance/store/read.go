@@ -24,6 +24,8 @@ type Identity struct {
 	APIServers []string `json:"apiServers,omitempty"`
 	// Learned are the routes of BGP neighbours that were installed last; a restart keeps them until the neighbours are heard.
 	Learned []model.LearnedRoute `json:"learned,omitempty"`
+	// Roles are those whose tables and links the kernel may hold.
+	Roles []string `json:"roles,omitempty"`
 	// Drained is true after weft bgp drain.
 	Drained bool `json:"drained,omitempty"`
 }
