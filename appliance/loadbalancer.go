@@ -130,6 +130,7 @@ func (d *Daemon) allocate() func(context.Context, *cluster.Allocations) {
 type allocations interface {
 	Given(context.Context) ([]cluster.LoadBalancerStatus, error)
 	Write(context.Context, cluster.LoadBalancerStatus) (changed bool, err error)
+	WritePools(context.Context, []cluster.PoolStatus) error
 }
 
 // allocator gives out addresses while this node is the one to do it.
@@ -142,6 +143,9 @@ type allocator struct {
 	learned time.Time
 	// told is the last reason that users were told without a write, by Service.
 	told map[model.ServiceKey]string
+	// pools is what the pools show, as far as this node has written it; poolTrouble what was in the way last.
+	pools       []cluster.PoolStatus
+	poolTrouble string
 }
 
 func (d *Daemon) newAllocator(api allocations) *allocator {
@@ -154,10 +158,15 @@ const (
 	allocateMost  = 30 * time.Second
 )
 
+// poolAudit is how often the pools are looked at although nothing of them has changed: one that cannot be used is in no Snapshot.
+const poolAudit = 15 * time.Second
+
 func (a *allocator) run(ctx context.Context) {
 	wait := time.Duration(0)
 	known := false
 	var last lb.Input
+	audit := time.NewTicker(poolAudit)
+	defer audit.Stop()
 	for {
 		snap, changed := a.d.newest.Watch()
 		if snap == nil || snap.Stored {
@@ -178,6 +187,9 @@ func (a *allocator) run(ctx context.Context) {
 				last = in
 			}
 		}
+		if known {
+			a.showPools(ctx)
+		}
 		var retry <-chan time.Time
 		switch {
 		case err == nil, ctx.Err() != nil:
@@ -194,8 +206,35 @@ func (a *allocator) run(ctx context.Context) {
 			return
 		case <-changed:
 		case <-retry:
+		case <-audit.C:
+			a.pools = nil
 		}
 	}
+}
+
+// showPools makes the pools in the cluster show what is in use of them. It is no reason to do anything else later.
+func (a *allocator) showPools(ctx context.Context) {
+	r, _ := a.d.lbResult()
+	pools := []cluster.PoolStatus{}
+	for _, p := range r.Pools {
+		pools = append(pools, cluster.PoolStatus{Name: p.Name, Total: p.Size, Used: p.Used, Full: p.Full, Problem: p.Problem, Refused: p.Refused})
+	}
+	if a.pools != nil && slices.Equal(a.pools, pools) {
+		return
+	}
+	err := a.api.WritePools(ctx, pools)
+	if ctx.Err() != nil || errors.Is(err, cluster.ErrServiceChanged) {
+		return
+	}
+	a.pools = pools
+	trouble := ""
+	if err != nil {
+		trouble = err.Error()
+	}
+	if trouble != a.poolTrouble && trouble != "" {
+		a.d.log.Warn("the pools of load balancers do not show what is in use of them: apply weft's manifests again", zap.Error(err))
+	}
+	a.poolTrouble = trouble
 }
 
 // watchLag is how long a Service that was read may be missing from the watch before it counts as deleted.

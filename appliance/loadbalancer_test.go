@@ -26,7 +26,16 @@ type fakeCluster struct {
 	services map[model.ServiceKey]*model.Service
 	events   []string
 	writes   int
+	pools    []cluster.PoolStatus
+	shown    int // how often pools were written
 	fail     error
+}
+
+func (f *fakeCluster) WritePools(_ context.Context, pools []cluster.PoolStatus) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pools, f.shown = pools, f.shown+1
+	return f.fail
 }
 
 func (f *fakeCluster) Recorder() cluster.Recorder { return f }
@@ -163,7 +172,15 @@ func TestAllocator(t *testing.T) {
 		defer f.mu.Unlock()
 		return len(f.events) == 5
 	})
+	soon(t, "the pool shows what is in use of it", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return slices.Equal(f.pools, []cluster.PoolStatus{{Name: "edge", Total: 4, Used: 4, Full: "IPv4"}})
+	})
 	f.mu.Lock()
+	if f.shown > 6 { // one for each number, and some for the time without a server
+		t.Errorf("the pools were written %d times", f.shown)
+	}
 	want := []string{"default/a Allocated false", "default/b Allocated false", "default/c Allocated false", "default/d Allocated false", "default/e PoolExhausted true"}
 	if slices.Sort(f.events); !slices.Equal(f.events, want) {
 		t.Errorf("told %v", f.events)

@@ -138,6 +138,7 @@ func TestRBACVerbs(t *testing.T) {
 		"services/status update",
 		"weft.network/bgppeers get,list,watch",
 		"weft.network/loadbalancerpools get,list,watch",
+		"weft.network/loadbalancerpools/status update",
 	}
 	var got []string
 	dec := yaml.NewDecoder(bytes.NewReader(packaging.RBAC))

@@ -120,11 +120,10 @@ func strictError(plural string, err error) fieldError {
 func (k *Kubernetes) customKinds(c dynamic.Interface) []kind {
 	var all []kind
 	for _, ck := range customKinds(k.options.BGP, k.options.Pools) {
-		resource := schema.GroupVersionResource{Group: customGroup, Version: customVersion, Resource: ck.plural}
 		store := ck.store(k.objects, func() { k.listed(ck.plural) })
 		var since, last time.Time // the server says that there is no such kind
 		all = append(all, kind{
-			name: ck.plural, example: customExample(ck.kind), client: dynamicLister{c.Resource(resource)}, into: store,
+			name: ck.plural, example: customExample(ck.kind), client: dynamicLister{c.Resource(customResource(ck.plural))}, into: store,
 			optional: true, patience: customPatience,
 			absent: func(missing bool) error {
 				if !missing {
@@ -144,6 +143,10 @@ func (k *Kubernetes) customKinds(c dynamic.Interface) []kind {
 		})
 	}
 	return all
+}
+
+func customResource(plural string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: customGroup, Version: customVersion, Resource: plural}
 }
 
 func customExample(kind string) *unstructured.Unstructured {

@@ -277,7 +277,7 @@ func (k *Kubernetes) session(ctx context.Context) error {
 		reflectors.Go(func() { k.ensureDNSService(ctx, client) })
 	}
 	if k.options.Allocate != nil {
-		reflectors.Go(func() { k.lead(ctx, client) })
+		reflectors.Go(func() { k.lead(ctx, client, own) })
 	}
 	k.waitForNewConfig(ctx, before)
 	cancel()

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/leaderelection"
 
@@ -41,7 +43,10 @@ type LoadBalancerStatus struct {
 var ErrServiceChanged = errors.New("the Service has changed meanwhile")
 
 // Allocations is the view of the one node that gives addresses to Services.
-type Allocations struct{ client kubernetes.Interface }
+type Allocations struct {
+	client kubernetes.Interface
+	pools  dynamic.ResourceInterface
+}
 
 // Given reads from the API server itself, not from a watch that may lag, which addresses weft has given. Who has just become the
 // allocator must know what the one before it wrote last.
@@ -141,7 +146,7 @@ const (
 
 // lead takes part in the election of the allocator until ctx ends, once there is something to allocate. While this node is it,
 // KubernetesOptions.Allocate runs.
-func (k *Kubernetes) lead(ctx context.Context, client kubernetes.Interface) {
+func (k *Kubernetes) lead(ctx context.Context, client kubernetes.Interface, own dynamic.Interface) {
 	for ctx.Err() == nil {
 		if !k.hasPools() {
 			pause(ctx, leadLook)
@@ -158,7 +163,7 @@ func (k *Kubernetes) lead(ctx context.Context, client kubernetes.Interface) {
 			Lock:          lock, // the node's name alone is the identity: a daemon that is restarted goes on at once
 			LeaseDuration: leaseDuration, RenewDeadline: leaseRenew, RetryPeriod: leaseRetry, ReleaseOnCancel: true, Name: AllocatorLock,
 			Callbacks: leaderelection.LeaderCallbacks{
-				OnStartedLeading: func(ctx context.Context) { k.options.Allocate(ctx, &Allocations{client}) },
+				OnStartedLeading: func(ctx context.Context) { k.options.Allocate(ctx, &Allocations{client, poolClient(own)}) },
 				OnStoppedLeading: func() {},
 			},
 		})
@@ -170,12 +175,17 @@ func (k *Kubernetes) lead(ctx context.Context, client kubernetes.Interface) {
 	}
 }
 
-// hasPools reports whether there are addresses to give, or some were given.
+// hasPools reports whether there are addresses to give, some were given, or somebody must be told that a pool cannot be used.
 func (k *Kubernetes) hasPools() bool {
 	k.objects.mu.Lock()
 	defer k.objects.mu.Unlock()
 	if len(k.objects.pools.items) > 0 {
 		return true
+	}
+	for object := range k.objects.problems {
+		if strings.HasPrefix(object, poolKind.kind+" ") {
+			return true
+		}
 	}
 	for _, s := range k.objects.services.items {
 		if s.Allocation != nil {

@@ -40,7 +40,7 @@ func wanted(ok bool, reason string, addrs ...string) LoadBalancerStatus {
 // TestWriteLoadBalancer: what is written is what a source reads again; the same again writes nothing; nil takes all of it back.
 func TestWriteLoadBalancer(t *testing.T) {
 	client := fake.NewClientset(apiBalancer())
-	a := &Allocations{client}
+	a := &Allocations{client: client}
 	ctx := t.Context()
 	updates := func() (n int) {
 		for _, act := range client.Actions() {
@@ -109,7 +109,7 @@ func TestWriteStale(t *testing.T) {
 	} {
 		s := apiBalancer()
 		change(s)
-		if _, err := (&Allocations{fake.NewClientset(s)}).Write(ctx, wanted(true, "Allocated", "192.0.2.1")); !errors.Is(err, ErrServiceChanged) {
+		if _, err := (&Allocations{client: fake.NewClientset(s)}).Write(ctx, wanted(true, "Allocated", "192.0.2.1")); !errors.Is(err, ErrServiceChanged) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -117,7 +117,7 @@ func TestWriteStale(t *testing.T) {
 	client.PrependReactor("update", "services", func(ktesting.Action) (bool, runtime.Object, error) {
 		return true, nil, apierrors.NewConflict(schema.GroupResource{Resource: "services"}, "web", errors.New("written by somebody else"))
 	})
-	if _, err := (&Allocations{client}).Write(ctx, wanted(true, "Allocated", "192.0.2.1")); !errors.Is(err, ErrServiceChanged) {
+	if _, err := (&Allocations{client: client}).Write(ctx, wanted(true, "Allocated", "192.0.2.1")); !errors.Is(err, ErrServiceChanged) {
 		t.Errorf("conflict: %v", err)
 	}
 }

@@ -22,7 +22,7 @@ func init() {
 	register(70, Row{
 		Name: "bgp-converge",
 		About: "routes of a BIRD 2 in another namespace, over sessions that are established, from the command that makes them until all are received: " +
-			"10,000 from one peer; nothing is installed in the kernel",
+			"10,000 from one peer, and 200 from each of 50; nothing is installed in the kernel",
 		Run: runBGPConverge,
 	})
 	register(71, Row{
@@ -108,7 +108,9 @@ func (b *bird) routes() int {
 	return most
 }
 
-// source is the configuration of the BIRD that tells, and connects, since BIRD tells peers apart by the address of the other end: each peer at an address of its own tells a part of the routes, or nothing yet.
+// source is the configuration of the BIRD that tells, and connects: each peer, at an address of its own, tells a part of the routes, or
+// nothing yet. It finds the other end at an address of its own, too: one BIRD has one session with an address, whatever its own
+// address is, and keeps all further ones Idle without a word.
 func source(peers, each int, telling bool) string {
 	var b strings.Builder
 	b.WriteString("router id 192.0.2.2;\n")
@@ -120,8 +122,8 @@ func source(peers, each int, telling bool) string {
 				fmt.Fprintf(&b, " route 10.%d.%d.%d/32 blackhole;\n", 100+n>>16, n>>8&255, n&255)
 			}
 		}
-		fmt.Fprintf(&b, "}\nprotocol bgp p%[1]d { local 192.0.2.%[2]d as %[3]d; neighbor 192.0.2.1 as 64512; hold time 90; connect delay time 1; connect retry time 2; error wait time 1, 2;\n"+
-			" ipv4 { table t%[1]d; import none; export all; }; }\n", i, 101+i, 64600+i)
+		fmt.Fprintf(&b, "}\nprotocol bgp p%[1]d { local 192.0.2.%[2]d as %[3]d; neighbor 192.0.2.%[4]d as 64512; hold time 90; connect delay time 1; connect retry time 2; error wait time 1, 2;\n"+
+			" ipv4 { table t%[1]d; import none; export all; }; }\n", i, 101+i, 64600+i, 151+i)
 	}
 	return b.String()
 }
@@ -186,8 +188,8 @@ func (l *Lab) birdSink(ctx context.Context, n *Netns, peers int) (*sink, error) 
 	var config strings.Builder
 	config.WriteString("router id 192.0.2.1;\n")
 	for i := range peers {
-		fmt.Fprintf(&config, "protocol bgp p%[1]d { local 192.0.2.1 as 64512; neighbor 192.0.2.%[2]d as %[3]d; passive on; hold time 90;\n"+
-			" ipv4 { import all; export none; }; }\n", i, 101+i, 64600+i)
+		fmt.Fprintf(&config, "protocol bgp p%[1]d { local 192.0.2.%[4]d as 64512; neighbor 192.0.2.%[2]d as %[3]d; passive on; hold time 90;\n"+
+			" ipv4 { import all; export none; }; }\n", i, 101+i, 64600+i, 151+i)
 	}
 	b, err := l.bird(ctx, n, config.String())
 	if err != nil {
@@ -209,52 +211,72 @@ func (l *Lab) birdSink(ctx context.Context, n *Netns, peers int) (*sink, error) 
 }
 
 func runBGPConverge(ctx context.Context, lab *Lab) ([]Result, error) {
-	peers, each := 1, lab.Sized(10000, 500)
+	var out []Result
+	for _, load := range []struct{ peers, each int }{{1, lab.Sized(10000, 500)}, {lab.Sized(50, 5), lab.Sized(200, 20)}} {
+		results, err := lab.convergeAll(ctx, load.peers, load.each)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, results...)
+	}
+	return out, nil
+}
+
+// convergeAll measures one load on weft and on each speaker that it is compared with.
+func (l *Lab) convergeAll(ctx context.Context, peers, each int) ([]Result, error) {
 	var sinks []*sink
 	var arms []arm
-	for _, start := range []func(context.Context, *Netns, int) (*sink, error){lab.weftSink, lab.birdSink} {
-		nodes, err := lab.Nodes(ctx)
+	for _, start := range []func(context.Context, *Netns, int) (*sink, error){l.weftSink, l.birdSink, l.gobgpSink} {
+		nodes, err := l.Nodes(ctx)
 		if err != nil {
 			return nil, err
 		}
-		var aliases strings.Builder
-		for i := range peers {
-			fmt.Fprintf(&aliases, "ip addr add 192.0.2.%d/24 dev eth0\n", 101+i)
-		}
-		if err := nodes[1].run(ctx, aliases.String(), nil); err != nil {
-			return nil, err
-		}
-		from, err := lab.bird(ctx, nodes[1], source(peers, each, false))
-		if err != nil {
-			return nil, err
+		for side, first := range []int{151, 101} {
+			var aliases strings.Builder
+			for i := range peers {
+				fmt.Fprintf(&aliases, "ip addr add 192.0.2.%d/24 dev eth0\n", first+i)
+			}
+			if err := nodes[side].run(ctx, aliases.String(), nil); err != nil {
+				return nil, err
+			}
 		}
 		to, err := start(ctx, nodes[0], peers)
 		if err != nil {
 			return nil, err
 		}
-		if err := poll(ctx, 20*time.Millisecond, bgpWait, to.name+"'s sessions", func() bool { return to.sessions() == peers }); err != nil {
+		from, err := l.bird(ctx, nodes[1], source(peers, each, false))
+		if err != nil {
 			return nil, err
+		}
+		if err := poll(ctx, 20*time.Millisecond, bgpWait, to.name+"'s sessions", func() bool { return to.sessions() == peers }); err != nil {
+			return nil, fmt.Errorf("%w: %d of %d", err, to.sessions(), peers)
 		}
 		sinks = append(sinks, to)
 		arms = append(arms, func(ctx context.Context) (float64, error) { return converge(ctx, from, to, peers, each) })
 	}
-	s, err := interleave(ctx, lab.Rounds(10), arms...)
+	s, err := interleave(ctx, l.Rounds(10), arms...)
 	if err != nil {
 		return nil, err
 	}
-	what := fmt.Sprintf("%d routes of one peer", each)
-	memory := make([]float64, len(sinks))
+	what := fmt.Sprintf("BGP, %d routes of one peer", each)
+	if peers > 1 {
+		what = fmt.Sprintf("BGP, %d routes of each of %d peers", each, peers)
+	}
+	memory := make([][]float64, len(sinks))
 	for i, to := range sinks {
 		kib, err := memoryOf(to.pid())
 		if err != nil {
 			return nil, err
 		}
-		memory[i] = kib["VmRSS"] / mega
+		memory[i] = []float64{kib["VmRSS"] / mega}
 	}
-	return []Result{
-		compare("BGP, "+what+" received", "ms", s[0], "BIRD 2", s[1], noBudget),
-		compare("BGP, "+what+", the speaker's memory", "MB", memory[:1], "BIRD 2", memory[1:], noBudget),
-	}, nil
+	var out []Result
+	for i := 1; i < len(sinks); i++ {
+		out = append(out,
+			compare(what+" received", "ms", s[0], sinks[i].name, s[i], noBudget),
+			compare(what+", the speaker's memory", "MB", memory[0], sinks[i].name, memory[i], noBudget))
+	}
+	return out, nil
 }
 
 // converge has the source tell all its routes, waits until they are there, and has it take them back.

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,6 +57,24 @@ func untilAllocated(t *testing.T, name, reason string) string {
 	return message
 }
 
+// untilPool waits for the status of a pool: total, used, and each condition with its reason.
+func untilPool(t *testing.T, name, want string) {
+	t.Helper()
+	err := wait("pool "+name+" to show "+want, lbTime, nil, func() error {
+		text, err := cluster.Kubectl("get", "loadbalancerpool", name,
+			`--output=jsonpath={.status.total} {.status.used} {range .status.conditions[*]}{.type}={.status}:{.reason}{"\n"}{end}`)
+		fields := strings.Fields(text)
+		slices.Sort(fields[min(2, len(fields)):])
+		if got := strings.Join(fields, " "); err == nil && got != want {
+			err = fmt.Errorf("it shows %s", got)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // TestLoadBalancer: a pool applied with kubectl, a Service, and a host of the segment that reaches it; then everything that can be
 // wrong with a Service's wish, each said in its condition and as an Event.
 func TestLoadBalancer(t *testing.T) {
@@ -72,7 +91,7 @@ func TestLoadBalancer(t *testing.T) {
 	}
 	apply(pool("192.168.77.200-192.168.77.201, 'fd00:77::200-fd00:77::201'"))
 	t.Cleanup(func() {
-		for _, what := range [][]string{{"service", "web", "other", "full", "late"}, {"loadbalancerpool", "edge"}} {
+		for _, what := range [][]string{{"service", "web", "other", "full", "late"}, {"loadbalancerpool", "edge", "second"}} {
 			if _, err := cluster.Kubectl(append([]string{"delete", "--ignore-not-found"}, what...)...); err != nil {
 				t.Error(err)
 			}
@@ -122,6 +141,11 @@ func TestLoadBalancer(t *testing.T) {
 	if why := untilAllocated(t, "full", "PoolExhausted"); !strings.Contains(why, "2, of which 2 are in use") {
 		t.Errorf("the pool is exhausted, but how? %s", why)
 	}
+	untilPool(t, "edge", `4 3 Exhausted=True:AllInUse Ready=True:Usable`)
+	apply(strings.Replace(pool("192.168.77.201"), "name: edge", "name: second", 1))
+	untilPool(t, "second", `0 0 Exhausted=False:NotCounted Ready=False:Refused`)
+	apply(strings.Replace(pool("192.168.77.300"), "name: edge", "name: second", 1))
+	untilPool(t, "second", `0 0 Exhausted=False:NotCounted Ready=False:InvalidSpec`)
 	apply(pool("192.168.77.201-192.168.77.202, 'fd00:77::201-fd00:77::202'"))
 	untilAllocated(t, "full", "Allocated")
 	untilAllocated(t, "web", "OutsidePool")

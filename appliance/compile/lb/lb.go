@@ -82,6 +82,8 @@ type PoolStatus struct {
 	Name string
 	// Size is the number of addresses that can be given, at most 1<<32; Used of them are.
 	Size, Used uint64
+	// Full names the families of which every address is in use; for a pool of node addresses, which Services share, none.
+	Full string
 	// Problem says why the pool, or a part of it, is not used.
 	Problem string
 	// Refused is true when none of the pool is used.

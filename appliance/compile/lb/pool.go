@@ -275,10 +275,15 @@ func namespaceLabels(name string, namespaces map[string]*model.Namespace) map[st
 func (a *allocator) status() (out []PoolStatus) {
 	for _, p := range a.pools {
 		s := PoolStatus{Name: p.Name, Problem: cmp.Or(p.refused, p.problem), Refused: p.refused != ""}
+		var full []string
 		for _, v6 := range []bool{false, true} {
 			total, used := p.count(v6)
 			s.Size, s.Used = min(s.Size+total, mostCounted), s.Used+used
+			if !p.NodeAddresses && used >= total && len(p.family(v6)) > 0 {
+				full = append(full, family(v6))
+			}
 		}
+		s.Full = strings.Join(full, " and ")
 		out = append(out, s)
 	}
 	slices.SortFunc(out, func(x, y PoolStatus) int { return strings.Compare(x.Name, y.Name) })
