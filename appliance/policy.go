@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"strings"
 
 	"weft.network/weft/appliance/compile/policy"
+	"weft.network/weft/appliance/config"
 	"weft.network/weft/appliance/control"
 	"weft.network/weft/appliance/model"
 	"weft.network/weft/appliance/reconcile"
@@ -68,6 +70,8 @@ type NetworkPolicy struct {
 
 // PolicyReport is the answer to GET /v1/policies.
 type PolicyReport struct {
+	// Picture says from what it was made, when that was not a running weftd.
+	Picture  string          `json:"picture,omitempty"`
 	Policies []NetworkPolicy `json:"policies"`
 	// Pods are those of this node that some policy isolates.
 	Pods []IsolatedPod `json:"pods"`
@@ -101,10 +105,27 @@ func (d *Daemon) servePolicies(w http.ResponseWriter, _ *http.Request) {
 }
 
 // PolicyReport says what applies on this node.
-func (d *Daemon) PolicyReport() PolicyReport {
-	snap, st := d.snapshot(), d.loop.Status().Policies
+func (d *Daemon) PolicyReport() PolicyReport { return policyReport(d.snapshot(), d.loop) }
+
+// ReadPolicies asks the daemon of this node or, when it does not run, answers from its store. It changes nothing.
+func ReadPolicies(ctx context.Context, cfg config.Config) (out PolicyReport, err error) {
+	if err = control.NewClient(cfg.RunDir).Get(ctx, "/v1/policies", &out); !errors.Is(err, control.ErrNoDaemon) {
+		return out, err
+	}
+	t, closing, err := traceStore(ctx, cfg)
+	if err != nil {
+		return out, err
+	}
+	defer closing()
+	out = policyReport(t.snapshot, t.loop)
+	out.Picture, out.Generation = t.picture, "" // that of the kernel is not known
+	return out, nil
+}
+
+func policyReport(snap *model.Snapshot, loop *reconcile.Loop) PolicyReport {
+	st := loop.Status().Policies
 	out := PolicyReport{Policies: []NetworkPolicy{}, Pods: []IsolatedPod{}, Inherited: st.Inherited}
-	if d.loop.Policies == nil {
+	if loop.Policies == nil {
 		out.Warnings = append(out.Warnings, "role policy is off on this node: no NetworkPolicy is enforced by weft here")
 		return out
 	}

@@ -54,7 +54,8 @@ type tracing struct {
 	config   route.Config
 	links    *iface.Backend
 	rules    *nft.Backend
-	judge    *policy.Judge // nil where policies are not weft's
+	judge    *policy.Judge   // nil where policies are not weft's
+	loop     *reconcile.Loop // of a store: the one that has compiled it
 	warnings []string
 }
 
@@ -327,7 +328,7 @@ func traceStore(ctx context.Context, cfg config.Config) (t *tracing, closing fun
 		closing()
 		return nil, nil, fmt.Errorf("compiling what weftd would: %w", err)
 	}
-	t.tables = loop.Tables()
+	t.tables, t.loop = loop.Tables(), loop
 	if loop.Policies != nil {
 		t.judge = newJudge(t.snapshot, loop.Status().Policies.Input, cfg.NodeName)
 	}

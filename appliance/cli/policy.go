@@ -18,7 +18,7 @@ func policyCommand() *cli.Command {
 		Subcommands: []*cli.Command{
 			{
 				Name: "list", Usage: "every NetworkPolicy, and which Pods of this node it selects",
-				Flags: []cli.Flag{outputFlag(), runDirFlag()}, OnUsageError: usageError, Before: noArguments,
+				Flags: storeFlags(), OnUsageError: usageError, Before: noArguments,
 				Action: func(c *cli.Context) error {
 					r, err := policies(c)
 					if err != nil {
@@ -30,7 +30,7 @@ func policyCommand() *cli.Command {
 			{
 				Name: "show", Usage: "in words what a Pod of this node may exchange, or what a policy says", ArgsUsage: "[NAMESPACE/]NAME",
 				Description: "NAME is a Pod of this node or a NetworkPolicy; what has both names is shown as both.",
-				Flags:       []cli.Flag{outputFlag(), runDirFlag()}, OnUsageError: usageError,
+				Flags:       storeFlags(), OnUsageError: usageError,
 				Action: showPolicy,
 			},
 		},
@@ -38,8 +38,18 @@ func policyCommand() *cli.Command {
 }
 
 func policies(c *cli.Context) (r appliance.PolicyReport, err error) {
-	err = control.NewClient(c.String("run-dir")).Get(c.Context, "/v1/policies", &r)
-	return r, err
+	cfg, err := storeConfig(c)
+	if err != nil {
+		return r, err
+	}
+	return appliance.ReadPolicies(c.Context, cfg)
+}
+
+// printPicture says when the answer is not a running weftd's.
+func printPicture(p *printer, picture string) {
+	if picture != "" {
+		p.line("%s this is from %s", p.paint(yellow, "warning:"), picture)
+	}
 }
 
 func printPolicies(p *printer, r *appliance.PolicyReport) {
@@ -66,6 +76,7 @@ func printPolicies(p *printer, r *appliance.PolicyReport) {
 	for _, w := range r.Warnings {
 		p.line("%s %s", p.paint(yellow, "warning:"), w)
 	}
+	printPicture(p, r.Picture)
 	if r.Inherited {
 		p.line("%s the cluster was not heard since the daemon started: the kernel keeps what was in force before", p.paint(yellow, "warning:"))
 	}
@@ -73,8 +84,9 @@ func printPolicies(p *printer, r *appliance.PolicyReport) {
 
 // shownPolicy is what show prints as JSON.
 type shownPolicy struct {
-	Pod    *appliance.IsolatedPod   `json:"pod,omitempty"`
-	Policy *appliance.NetworkPolicy `json:"policy,omitempty"`
+	Picture string                   `json:"picture,omitempty"`
+	Pod     *appliance.IsolatedPod   `json:"pod,omitempty"`
+	Policy  *appliance.NetworkPolicy `json:"policy,omitempty"`
 }
 
 func showPolicy(c *cli.Context) error {
@@ -89,7 +101,7 @@ func showPolicy(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	var found shownPolicy
+	found := shownPolicy{Picture: r.Picture}
 	if i := slices.IndexFunc(r.Pods, func(p appliance.IsolatedPod) bool { return p.Namespace+"/"+p.Name == name }); i >= 0 {
 		found.Pod = &r.Pods[i]
 	}
@@ -106,6 +118,7 @@ func showPolicy(c *cli.Context) error {
 		if found.Policy != nil {
 			printPolicy(p, found.Policy)
 		}
+		printPicture(p, r.Picture)
 	})
 }
 

@@ -11,8 +11,32 @@ import (
 	"weft.network/weft/appliance/trace"
 )
 
-func traceCommand() *cli.Command {
+// storeFlags are for commands that read the store when weftd does not run.
+func storeFlags() []cli.Flag {
 	d := config.Default()
+	return []cli.Flag{
+		&cli.StringFlag{Name: "config", Value: defaultConfig, Usage: "settings of this node, YAML `FILE`, for when weftd does not run"},
+		&cli.StringFlag{Name: "node-name", Usage: "`NAME` of this node, for when weftd does not run", DefaultText: "hostname", EnvVars: []string{"NODE_NAME"}},
+		&cli.StringFlag{Name: "state-dir", Usage: "`DIR` of the store, for when weftd does not run", DefaultText: d.StateDir},
+		outputFlag(), runDirFlag(),
+	}
+}
+
+// storeConfig reads the settings that storeFlags name.
+func storeConfig(c *cli.Context) (config.Config, error) {
+	cfg, err := config.Load(c.String("config"), c.IsSet("config"))
+	if err != nil {
+		return cfg, err
+	}
+	for flag, field := range map[string]*string{"node-name": &cfg.NodeName, "state-dir": &cfg.StateDir, "run-dir": &cfg.RunDir} {
+		if c.IsSet(flag) {
+			*field = c.String(flag)
+		}
+	}
+	return cfg, nil
+}
+
+func traceCommand() *cli.Command {
 	return &cli.Command{
 		Name: "trace", Usage: "what becomes of a connection, and which rule decides", ArgsUsage: "SOURCE DESTINATION:PORT",
 		Description: "SOURCE is a Pod (NAMESPACE/NAME), a node or an address; DESTINATION also a Service. pod/, svc/ or node/ before a name\n" +
@@ -23,13 +47,7 @@ func traceCommand() *cli.Command {
 			"   weft trace node1 10.96.0.10:53 --proto udp\n" +
 			"   weft trace 198.51.100.7 node1:30080\n\n" +
 			"Exit code 0 when the connection arrives and the kernel agrees, 1 otherwise.",
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "proto", Value: "tcp", Usage: "`PROTOCOL`: tcp, udp or sctp"},
-			&cli.StringFlag{Name: "config", Value: defaultConfig, Usage: "settings of this node, YAML `FILE`, for when weftd does not run"},
-			&cli.StringFlag{Name: "node-name", Usage: "`NAME` of this node, for when weftd does not run", DefaultText: "hostname", EnvVars: []string{"NODE_NAME"}},
-			&cli.StringFlag{Name: "state-dir", Usage: "`DIR` of the store, for when weftd does not run", DefaultText: d.StateDir},
-			outputFlag(), runDirFlag(),
-		},
+		Flags:        append([]cli.Flag{&cli.StringFlag{Name: "proto", Value: "tcp", Usage: "`PROTOCOL`: tcp, udp or sctp"}}, storeFlags()...),
 		OnUsageError: usageError,
 		Action:       runTrace,
 	}
@@ -39,14 +57,9 @@ func runTrace(c *cli.Context) error {
 	if c.NArg() != 2 {
 		return cli.Exit("trace needs a source and a destination with its port; try weft trace --help", 2)
 	}
-	cfg, err := config.Load(c.String("config"), c.IsSet("config"))
+	cfg, err := storeConfig(c)
 	if err != nil {
 		return err
-	}
-	for flag, field := range map[string]*string{"node-name": &cfg.NodeName, "state-dir": &cfg.StateDir, "run-dir": &cfg.RunDir} {
-		if c.IsSet(flag) {
-			*field = c.String(flag)
-		}
 	}
 	answer, err := appliance.Trace(c.Context, cfg, c.Args().Get(0), c.Args().Get(1), c.String("proto"))
 	if err != nil {

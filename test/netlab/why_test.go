@@ -103,6 +103,14 @@ spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress, Egress], i
 	ask("")
 	s.no(s.KillDaemon(s.ctx, "node1", unix.SIGTERM))
 	ask("without the daemon")
+	for command, want := range map[string]string{
+		"weft policy list": "default/guard", "weft policy show web": "from Pods app=far in namespace default, TCP 8080 (default/guard, rule 0)",
+		"weft policy show guard": "Pods of this node: default/web",
+	} {
+		if out := s.out("node1", command); !strings.Contains(out, want) || !strings.Contains(out, "this is from the store, since weftd does not run") {
+			t.Errorf("%s without the daemon: %s", command, out)
+		}
+	}
 
 	// Somebody opens the kernel by hand while nobody watches: the trace says so.
 	s.out("node1", "nft delete element ip weft_policy in_isolated { "+web.Address(4).String()+" }")
