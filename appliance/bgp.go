@@ -28,6 +28,8 @@ type bgp struct {
 	server *gobgp.Speaker
 	// wake asks for a look although there was no round.
 	wake chan struct{}
+	// restarting is true when a daemon before this one has told neighbours routes in this boot.
+	restarting bool
 
 	mu       sync.Mutex
 	settings config.BGP
@@ -65,13 +67,13 @@ func (d *Daemon) newBGP() (*bgp, error) {
 	}
 	b := &bgp{d: d, wake: make(chan struct{}, 1), settings: d.cfg.BGP, drained: identity.Drained}
 	_, err = os.Stat(b.marker())
-	restarting := err == nil
-	if restarting {
+	b.restarting = err == nil
+	if b.restarting {
 		b.held, b.holdUntil = identity.Learned, time.Now().Add(holdTime)
 		b.learned = b.held
 	}
 	b.server = gobgp.NewSpeaker(gobgp.SpeakerOptions{
-		Options: gobgp.Options{Log: d.log.Named("bgp"), Restarting: restarting, OnChange: b.changed},
+		Options: gobgp.Options{Log: d.log.Named("bgp"), Restarting: b.restarting, OnChange: b.changed},
 		Args:    []string{"--log-level", d.cfg.Log.Level, "--log-format", d.cfg.Log.Format},
 	})
 	return b, nil
@@ -154,7 +156,8 @@ func (b *bgp) apply(ctx context.Context) error {
 		b.d.log.Info("BGP", zap.Strings("changes", changes))
 	}
 	b.mu.Lock()
-	before := b.speaker.Problems
+	old := b.speaker
+	before := old.Problems
 	b.speaker = want
 	if b.err = ""; err != nil {
 		b.err = err.Error()
@@ -164,6 +167,9 @@ func (b *bgp) apply(ctx context.Context) error {
 		if !slices.Contains(before, p) {
 			b.d.log.Warn(p)
 		}
+	}
+	if first := old.ASN == 0; !first || !b.restarting { // what a daemon of this boot has told is no news
+		b.tellServices(snap, &old, &want)
 	}
 	b.publish()
 	return err

@@ -48,6 +48,7 @@ type laidOut struct {
 func (d *Daemon) lbInput(s *model.Snapshot) lb.Input {
 	in := lb.Input{
 		Pools: s.Pools, Services: s.Services, Namespaces: s.Namespaces, Nodes: s.Nodes, NoDefault: !d.cfg.LoadBalancer.Default,
+		Local: lb.LocalNodes(s),
 	}
 	if d.cfg.Has(config.RolePolicy) { // otherwise the Pods are those of this node only
 		in.Pods = s.Pods
@@ -58,7 +59,8 @@ func (d *Daemon) lbInput(s *model.Snapshot) lb.Input {
 // sameInput reports whether two inputs are made of the same maps: a map that is shared by two Snapshots is the same.
 func sameInput(a, b lb.Input) bool {
 	return model.SameMap(a.Pools, b.Pools) && model.SameMap(a.Services, b.Services) && model.SameMap(a.Namespaces, b.Namespaces) && maps.Equal(a.Nodes, b.Nodes) &&
-		lb.ServiceLB(a.Pods) == lb.ServiceLB(b.Pods)
+		lb.ServiceLB(a.Pods) == lb.ServiceLB(b.Pods) && (a.Local == nil) == (b.Local == nil) &&
+		maps.EqualFunc(a.Local, b.Local, maps.Equal[map[string]bool, map[string]bool])
 }
 
 func (d *Daemon) setResult(r lb.Result, leading bool) {

@@ -143,6 +143,16 @@ spec:
 			return err
 		})
 	}
+	event := func(reason, part string) func() error {
+		return func() error {
+			text, err := cluster.Kubectl("get", "events", "--field-selector=involvedObject.kind=Service,involvedObject.name=far,reason="+reason, "--output=jsonpath={.items[*].message}")
+			if err == nil && !strings.Contains(text, part) {
+				err = fmt.Errorf("the Events say %q", text)
+			}
+			return err
+		}
+	}
+	until("the Event that the address is told", event("AddressAdvertised", "node "+node.name+" tells BGP peers about "+vip+", 2001:db8:f::10: rack"))
 	if out, err := cluster.Nodes[0].Exec(weftBinary, "bgp", "peers"); err != nil || strings.Contains(out, "192.168.77.1") {
 		t.Errorf("a node that the BGPPeer does not select has the session, too: %v %s", err, out)
 	}
@@ -152,6 +162,7 @@ spec:
 	}
 	until("the route to go with the endpoint", route(vip+"/32", ""))
 	until("the IPv6 route to go with the endpoint", route("2001:db8:f::10/128", ""))
+	until("the Event that the address is withdrawn", event("AddressWithdrawn", "it has no ready endpoint on this node"))
 	runPod()
 	until("the route to come with the next endpoint", route(vip+"/32", node.address[0].String()))
 	kubectl("delete", "bgppeer", "rack")

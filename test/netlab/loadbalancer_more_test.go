@@ -3,6 +3,7 @@ package netlab
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -210,4 +211,51 @@ func TestLoadBalancerNodeAddresses(t *testing.T) {
 	if out := s.out("node1", "weft lb list"); !strings.Contains(out, "node node1, whose own it is") {
 		t.Errorf("weft lb list:\n%s", out)
 	}
+}
+
+// TestLoadBalancerNodeAddressesLocal: of the nodes' own addresses, a Service with externalTrafficPolicy Local has those where its ready
+// endpoints are, and the others do not send anybody into the void.
+func TestLoadBalancerNodeAddressesLocal(t *testing.T) {
+	s := tell(t, lab.Options{Nodes: 2})
+	one, two := s.run("node1", "one")[0], s.run("node2", "two")[0]
+	s.write("pool.yaml", "apiVersion: weft.network/v1alpha1\nkind: LoadBalancerPool\nmetadata: {name: box}\nspec: {nodeAddresses: true}\n")
+	has := func(want ...string) {
+		t.Helper()
+		for _, node := range []string{"node1", "node2"} {
+			s.eventually(fmt.Sprintf("%s: the Service has %v", node, want), lbPatience, func() error {
+				b, err := s.balancer(node, "web")
+				var got []string
+				for _, a := range b.Addresses {
+					if a.Address.Is4() {
+						got = append(got, a.Address.String())
+					}
+				}
+				if err == nil && !slices.Equal(got, want) {
+					err = fmt.Errorf("it has %v, %s: %s", got, b.Reason, b.Message)
+				}
+				return err
+			})
+		}
+	}
+	const local = "  externalTrafficPolicy: Local"
+	s.expose("web", 80, local, one)
+	has("172.30.1.11")
+	s.expose("web", 80, local, one, two)
+	has("172.30.1.11", "172.30.1.12")
+	s.expose("web", 80, local, two)
+	has("172.30.1.12")
+	s.eventually("a host outside reaches it where it is, with its own address", lbPatience, func() error {
+		a, err := s.get(lab.Outside, netip.MustParseAddr("172.30.1.12"), 80)
+		if err == nil && (a.Pod != "default/two" || a.Client != netip.MustParseAddr("198.51.100.2")) {
+			err = fmt.Errorf("%+v", a)
+		}
+		return err
+	})
+	s.expose("web", 80, local)
+	has()
+	if b := s.becomes("node1", "web", "NoLocalEndpoint"); !strings.Contains(b.Message, "no node of pool box has a ready endpoint") {
+		t.Errorf("it says %s", b.Message)
+	}
+	s.expose("web", 80, "", one)
+	has("172.30.1.11", "172.30.1.12")
 }

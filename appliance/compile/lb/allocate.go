@@ -240,6 +240,8 @@ func (a *allocator) request(c *claim) {
 			p.fail(ReasonTaken, "%s (%s) is %s: ask for another", addr, c.wish.from, from.reserved[addr])
 		case !node && !from.gives(addr):
 			p.fail(ReasonNotInPool, "%s (%s) ends in .0 or .255, which pool %s avoids (avoidBuggyIPs): ask for another", addr, c.wish.from, from.Name)
+		case node && !a.local(c.svc, addr):
+			p.fail(ReasonNoEndpoint, "%s (%s) is of a node without a ready endpoint, and externalTrafficPolicy is Local: wait for a Pod there, or use Cluster", addr, c.wish.from)
 		case a.rival(c, addr, node) != "":
 			p.fail(ReasonTaken, "%s (%s) belongs to %s: ask for another, or release it there", addr, c.wish.from, a.rival(c, addr, node))
 		case node:
@@ -305,7 +307,7 @@ func (a *allocator) choose(c *claim) {
 }
 
 func (a *allocator) chooseFamily(c *claim, p *part) {
-	var full, others []string
+	var full, others, waiting []string
 	for _, q := range a.pools {
 		switch why := q.excludes(c.svc, a.in.Namespaces); {
 		case c.wish.pool != "" && q.Name != c.wish.pool:
@@ -321,7 +323,11 @@ func (a *allocator) chooseFamily(c *claim, p *part) {
 			continue
 		}
 		if q.NodeAddresses {
-			if why := a.takeNodes(c, p, q); len(p.got) == 0 {
+			switch why := a.takeNodes(c, p, q); {
+			case len(p.got) > 0:
+			case why == "":
+				waiting = append(waiting, q.Name)
+			default:
 				full = append(full, why)
 			}
 		} else if addr := a.pick(c, q, p.v6); addr.IsValid() {
@@ -335,6 +341,8 @@ func (a *allocator) chooseFamily(c *claim, p *part) {
 		}
 	}
 	switch {
+	case len(waiting) > 0:
+		p.fail(ReasonNoEndpoint, "externalTrafficPolicy is Local, and no node of pool %s has a ready endpoint: wait for the Pod, or use Cluster", strings.Join(waiting, ", "))
 	case len(full) > 0:
 		p.fail(ReasonExhausted, "no %s address is free: %s; add a range to a pool, or release a Service", family(p.v6), strings.Join(full, ", "))
 	case c.wish.pool != "" && len(others) == 0:
@@ -369,7 +377,21 @@ func (a *allocator) pick(c *claim, q *pool, v6 bool) netip.Addr {
 // dangerous are ports of a node that no Service may take over: whoever does locks everybody out.
 var dangerous = []uint16{22, 2379, 2380, 6443, 10250}
 
-// takeNodes gives a Service the addresses of all nodes of a pool. It returns what is in the way where there is none.
+// local reports whether the node with that address may serve a Service, as far as it is known.
+func (a *allocator) local(s *model.Service, addr netip.Addr) bool {
+	if !s.ExternalLocal || a.in.Local == nil {
+		return true
+	}
+	for name := range a.in.Local[s.Key()] {
+		if n := a.in.Nodes[name]; n != nil && slices.Contains(n.Addresses, addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// takeNodes gives a Service the addresses of all nodes of a pool that may serve it. It returns what is in the way where there is none, and
+// nothing where none has an endpoint.
 func (a *allocator) takeNodes(c *claim, p *part, q *pool) string {
 	for _, port := range c.svc.Ports {
 		if port.Protocol == model.TCP && slices.Contains(dangerous, port.Port) {
@@ -380,6 +402,10 @@ func (a *allocator) takeNodes(c *claim, p *part, q *pool) string {
 	for _, n := range q.nodes {
 		addr := nodeAddress(n, p.v6)
 		if !addr.IsValid() {
+			continue
+		}
+		if !a.local(c.svc, addr) {
+			why = ""
 			continue
 		}
 		if rival := a.rival(c, addr, true); rival != "" {

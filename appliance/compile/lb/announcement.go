@@ -81,6 +81,29 @@ func AnyLocal(snap *model.Snapshot) bool {
 	return false
 }
 
+// LocalNodes says which nodes have a ready endpoint of each Service with externalTrafficPolicy Local. It is nil where no pool gives out
+// the nodes' own addresses: then it does not matter who gets which.
+func LocalNodes(snap *model.Snapshot) map[model.ServiceKey]map[string]bool {
+	if snap == nil {
+		return nil
+	}
+	nodes := false
+	for _, p := range snap.Pools {
+		nodes = nodes || p.NodeAddresses
+	}
+	if !nodes {
+		return nil
+	}
+	out := map[model.ServiceKey]map[string]bool{}
+	for key, s := range snap.Services {
+		if s.Type == "LoadBalancer" && s.ExternalLocal {
+			out[key] = map[string]bool{}
+		}
+	}
+	readyNodes(snap, out)
+	return out
+}
+
 // readyNodes notes for each Service in the map which nodes have a ready endpoint of it.
 func readyNodes(snap *model.Snapshot, local map[model.ServiceKey]map[string]bool) {
 	if len(local) == 0 {

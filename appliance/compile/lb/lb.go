@@ -25,6 +25,9 @@ type Input struct {
 	// Spread gives each Service a place that follows from its name instead of the first free one. Where nobody keeps what was
 	// given before, every node comes to the same outcome all the same, and a Service that comes or goes moves few others.
 	Spread bool
+	// Local says which nodes have a ready endpoint of each Service with externalTrafficPolicy Local, as LocalNodes does: of the nodes'
+	// own addresses such a Service gets no others. Nil means that it is not known.
+	Local map[model.ServiceKey]map[string]bool
 	// Given is what was given lately and may not be in the Services' status yet.
 	Given map[model.ServiceKey]Given
 }
@@ -46,6 +49,7 @@ const (
 	ReasonTaken       = "AddressTaken"      // the address asked for belongs to another Service
 	ReasonNotInPool   = "AddressNotInPool"  // the address asked for is in no pool that this Service may use
 	ReasonMalformed   = "MalformedRequest"  // an annotation or field cannot be understood
+	ReasonNoEndpoint  = "NoLocalEndpoint"   // it gets addresses of nodes with a ready endpoint, and there is none
 	ReasonForeign     = "OtherLoadBalancer" // somebody else gave the Service its addresses
 )
 

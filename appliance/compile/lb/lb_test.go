@@ -122,6 +122,18 @@ func TestAllocate(t *testing.T) {
 	)
 	box := nodes(&model.Node{Name: "box", Addresses: []netip.Addr{ip("192.168.1.5"), ip("2001:db8:1::5")}})
 	nodePool := pools(&model.LoadBalancerPool{Name: "nodes", NodeAddresses: true})
+	var each []*model.Node
+	for i := 1; i <= 3; i++ {
+		each = append(each, &model.Node{Name: fmt.Sprintf("n%d", i), Addresses: []netip.Addr{ip(fmt.Sprintf("192.168.1.%d", i))}})
+	}
+	three := nodes(each...)
+	ready := func(name string, on ...string) map[model.ServiceKey]map[string]bool {
+		out := map[string]bool{}
+		for _, n := range on {
+			out[n] = true
+		}
+		return map[model.ServiceKey]map[string]bool{{Namespace: "default", Name: name}: out}
+	}
 	named, proxied := *svc("named"), *svc("proxied")
 	named.IngressName, proxied.Ingress = "lb.example.com", []model.ServiceIngress{{IP: ip("192.0.2.1"), Proxy: true}}
 	svclb := map[model.PodKey]*model.Pod{{Namespace: "kube-system", Name: "svclb-web-x"}: {Labels: map[string]string{serviceLBLabel: "web"}}}
@@ -173,6 +185,14 @@ func TestAllocate(t *testing.T) {
 			Input{Pools: nodePool, Nodes: box, Services: services(svc("a", "dual=require"), svc("b", "port=81"), svc("c", "created=3"))},
 			"a: NodeAddress 192.168.1.5 2001:db8:1::5; b: NodeAddress 192.168.1.5; c: PoolExhausted",
 		},
+		{
+			"of the nodes, those with an endpoint",
+			Input{Pools: nodePool, Nodes: three, Local: ready("a", "n1", "n3"), Services: services(svc("a", "local"), svc("b", "port=81"))},
+			"a: NodeAddress 192.168.1.1 192.168.1.3; b: NodeAddress 192.168.1.1 192.168.1.2 192.168.1.3",
+		},
+		{"none of the nodes has an endpoint", Input{Pools: nodePool, Nodes: three, Local: ready("a"), Services: services(svc("a", "local"))}, "a: NoLocalEndpoint"},
+		{"asks for a node with an endpoint", Input{Pools: nodePool, Nodes: three, Local: ready("a", "n2"), Services: services(svc("a", "local", "ip=192.168.1.2"))}, "a: NodeAddress 192.168.1.2"},
+		{"asks for a node without an endpoint", Input{Pools: nodePool, Nodes: three, Local: ready("a", "n2"), Services: services(svc("a", "local", "ip=192.168.1.1"))}, "a: NoLocalEndpoint"},
 		{"not the node's own ports", Input{Pools: nodePool, Nodes: box, Services: services(svc("a", "port=22"))}, "a: PoolExhausted"},
 		{"no ClusterIP yet", Input{Pools: two, Services: services(&model.Service{Namespace: "default", Name: "a", Type: "LoadBalancer"})}, "a: NoPool"},
 		{"written and not seen yet", Input{Pools: two, Services: services(svc("a", "created=9"), svc("b")), Given: map[model.ServiceKey]Given{

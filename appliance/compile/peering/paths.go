@@ -34,14 +34,15 @@ func (s switches) tells(c class) bool {
 
 // reasons gathers, for each prefix, the classes that it belongs to and whom it stands for.
 type reasons struct {
-	classes []class
-	why     []string
+	classes  []class
+	why      []string
+	services []model.ServiceKey
 }
 
 // paths works out what is told to whom.
 func (c *compiler) paths() {
 	all := map[netip.Prefix]*reasons{}
-	add := func(p netip.Prefix, cl class, why string) {
+	add := func(p netip.Prefix, cl class, why string, of ...model.ServiceKey) {
 		r := all[p]
 		if r == nil {
 			r = &reasons{}
@@ -51,6 +52,7 @@ func (c *compiler) paths() {
 			r.classes = append(r.classes, cl)
 		}
 		r.why = append(r.why, why)
+		r.services = append(r.services, of...)
 	}
 	for _, p := range c.self.PodCIDRs {
 		add(p, podRange, "Pods of this node")
@@ -68,7 +70,7 @@ func (c *compiler) paths() {
 
 // path adds one path with the groups that are told.
 func (c *compiler) path(prefix netip.Prefix, r *reasons) {
-	p := Path{Prefix: prefix, Why: explain(r.why)}
+	p := Path{Prefix: prefix, Why: explain(r.why), Services: r.services}
 	for _, a := range c.self.Addresses {
 		if a.Is4() == prefix.Addr().Is4() {
 			p.NextHop = a
@@ -115,7 +117,7 @@ func allowed(rules []model.PrefixRule, p netip.Prefix) bool {
 type ready struct{ here, anywhere bool }
 
 // services adds the addresses of Services that this node can serve.
-func (c *compiler) services(add func(netip.Prefix, class, string)) {
+func (c *compiler) services(add func(netip.Prefix, class, string, ...model.ServiceKey)) {
 	wantCluster := false
 	for _, s := range c.switches {
 		wantCluster = wantCluster || s.cluster
@@ -148,7 +150,7 @@ func (c *compiler) services(add func(netip.Prefix, class, string)) {
 		if r.anywhere {
 			c.service(s, r, func(a netip.Addr, cl class, local bool) {
 				if !own[a] { // a node's own address, as k3s puts it into the status, has a route already
-					add(c.prefix(a, local), cl, key.String())
+					add(c.prefix(a, local), cl, key.String(), key)
 				}
 			})
 		}

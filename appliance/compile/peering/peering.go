@@ -136,8 +136,9 @@ type Path struct {
 	NextHop netip.Addr
 	// Groups are told, sorted.
 	Groups []string
-	// Why names the range or the Services that the path stands for.
-	Why string
+	// Why names the range or the Services that the path stands for, Services has all of these, in no order.
+	Why      string
+	Services []model.ServiceKey `json:"-"`
 }
 
 // Refused is a peer that a node must not or cannot have a session with.
