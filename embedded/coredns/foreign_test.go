@@ -112,7 +112,7 @@ func TestForeignSnippets(t *testing.T) {
 		{name: "a server block with file", servers: "corp.example:53 {\n  errors\n  file /etc/coredns/custom/corp.db\n}\n", want: []string{"coredns-custom:3: the plugin file of CoreDNS is not in weft", "forward the zone"}},
 		{name: "autopath", override: "autopath @kubernetes\n", want: []string{"set dns.autopath: true in weft.yaml"}},
 		{name: "another one", servers: "corp.example {\n  route53 corp.example:Z1\n}\n", want: []string{"the plugin route53 of CoreDNS is not in weft", elsewhere}},
-		{name: "no plugin at all", override: "tempalte\n", want: []string{"tempalte", "known are"}},
+		{name: "no plugin at all", override: "nonsense\n", want: []string{"nonsense", "known are"}},
 	} {
 		set := Settings{Domain: "cluster.local.", TTL: 5, Pods: "insecure"}
 		if c.override != "" {

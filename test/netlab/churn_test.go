@@ -114,10 +114,10 @@ func (s *story) mayReach(web *lab.Pod, want []bool) error {
 	for _, m := range peerElement.FindAllStringSubmatch(s.out("node1", "nft list map ip weft_policy peers"), -1) {
 		ids[m[1]] = m[2]
 	}
-	any := s.out("node1", "nft list set ip weft_policy in_any") // own address and identity
+	passes := s.out("node1", "nft list set ip weft_policy in_any") // own address and identity
 	for i, hot := range want {
 		id := ids[fmt.Sprintf("10.251.0.%d", i+1)]
-		if got := id != "" && strings.Contains(any, web.Address(4).String()+" . "+id+" "); got != hot {
+		if got := id != "" && strings.Contains(passes, web.Address(4).String()+" . "+id+" "); got != hot {
 			return fmt.Errorf("Pod churn-%d with the identity %q may reach web: %v, want %v", i, id, got, hot)
 		}
 	}
