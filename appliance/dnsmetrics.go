@@ -63,7 +63,7 @@ func (m *dnsMetrics) set(want []netip.Addr) (problems []string) {
 		s := &http.Server{Handler: m.handler, ReadTimeout: scrapeTimeout, WriteTimeout: 2 * scrapeTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: mostHeader}
 		m.servers[a] = s
 		go func() {
-			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			if err := s.Serve(coredns.Limit(l)); !errors.Is(err, http.ErrServerClosed) {
 				m.log.Error("serving the metrics of the DNS server", zap.Stringer("address", a), zap.Error(err))
 			}
 		}()

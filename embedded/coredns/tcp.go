@@ -22,7 +22,7 @@ const (
 func (s *Server) newTCP(l net.Listener) *dns.Server {
 	counts := s.counters.shard()
 	return &dns.Server{
-		Listener: &limited{Listener: l, of: map[netip.Addr]int{}}, Net: "tcp", ReadTimeout: tcpRead, WriteTimeout: tcpWrite,
+		Listener: Limit(l), Net: "tcp", ReadTimeout: tcpRead, WriteTimeout: tcpWrite,
 		IdleTimeout: func() time.Duration { return tcpIdle }, MaxTCPQueries: -1,
 		MsgInvalidFunc: func([]byte, error) { counts.malformed.Add(1) },
 		Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
@@ -46,6 +46,9 @@ func addrPort(a net.Addr) netip.AddrPort {
 	}
 	return netip.AddrPort{}
 }
+
+// Limit makes a listener close connections of clients that have too many: no Pod shall use up the process' files.
+func Limit(l net.Listener) net.Listener { return &limited{Listener: l, of: map[netip.Addr]int{}} }
 
 // limited is a listener that closes connections of clients that have too many.
 type limited struct {
