@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/signal"
 	"reflect"
-	"slices"
 	"syscall"
 
 	"go.uber.org/zap"
@@ -38,14 +37,16 @@ func (d *Daemon) reload(cfg config.Config) {
 	cfg.NodeName = d.cfg.NodeName
 	live := d.cfg
 	live.Fabric.Mode, live.Fabric.MTU, live.Fabric.VXLAN, live.Masquerade = cfg.Fabric.Mode, cfg.Fabric.MTU, cfg.Fabric.VXLAN, cfg.Masquerade
-	if live.BGP = cfg.BGP; !slices.Equal(d.cfg.BGP.Secrets(), cfg.BGP.Secrets()) || d.cfg.BGP.SecretNamespace != cfg.BGP.SecretNamespace {
-		d.log.Warn("weft.yaml names other Secrets than at the start: they are read after a restart of weftd")
-	}
+	live.BGP = cfg.BGP
+	live.BGP.SecretNamespace = d.cfg.BGP.SecretNamespace // another one needs a restart: all the Secrets are watched there
 	if !reflect.DeepEqual(live, cfg) {
 		d.log.Warn("some of the changed settings need a restart of weftd; fabric.mode, fabric.mtu, fabric.vxlan, masquerade and bgp were taken")
 	}
 	if d.bgp != nil {
-		d.bgp.configure(cfg.BGP)
+		if source, ok := d.source.(interface{ ReferTo([]string) }); ok {
+			source.ReferTo(cfg.BGP.Secrets())
+		}
+		d.bgp.configure(live.BGP)
 	}
 	d.loop.Configure(routeConfig(&cfg))
 }

@@ -129,6 +129,17 @@ func TestBGPPeersOfTheAPI(t *testing.T) {
 	w.until("peer and Secret again", func(s *model.Snapshot) bool { return len(s.BGPPeers) == 1 && len(s.Secrets) == 1 })
 	api.put(pathSecrets, "weft-bgp", nil)
 	w.until("the peer without its Secret", func(s *model.Snapshot) bool { return len(s.BGPPeers) == 1 && len(s.Secrets) == 0 })
+
+	// weft.yaml names it now, and then no longer.
+	api.put(pathBGPPeers, "tor", nil)
+	api.put(pathSecrets, "weft-bgp", apiSecret("three"))
+	w.until("neither peer nor Secret", func(s *model.Snapshot) bool { return len(s.BGPPeers)+len(s.Secrets) == 0 })
+	w.source.(*Kubernetes).ReferTo([]string{"weft-bgp"})
+	w.until("the Secret that weft.yaml names", func(s *model.Snapshot) bool {
+		return s.Secrets[key] != nil && string(s.Secrets[key].Data["tor"]) == "three"
+	})
+	w.source.(*Kubernetes).ReferTo(nil)
+	w.until("no Secret", func(s *model.Snapshot) bool { return len(s.Secrets) == 0 })
 	for _, r := range api.seen() {
 		if strings.HasPrefix(r, pathSecrets) && !strings.Contains(r, "fieldSelector=metadata.name%3Dweft-bgp") {
 			t.Errorf("a request for more than the one Secret: %s", r)

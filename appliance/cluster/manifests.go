@@ -59,6 +59,7 @@ type Manifests struct {
 	files   map[string]parsed // by path
 	said    map[string]bool   // problems of the last attempt
 	seed    maphash.Seed
+	again   chan struct{} // has a value when other Secrets are referred to
 }
 
 // parsed is what a file with that content holds.
@@ -87,6 +88,7 @@ func NewManifests(o ManifestsOptions) (*Manifests, error) {
 		files:   map[string]parsed{},
 		said:    map[string]bool{},
 		seed:    maphash.MakeSeed(),
+		again:   make(chan struct{}, 1),
 	}, nil
 }
 
@@ -117,6 +119,7 @@ func (m *Manifests) Run(ctx context.Context, publish func(*model.Snapshot)) erro
 		select {
 		case <-ctx.Done():
 		case <-blind:
+		case <-m.again:
 		case <-overflows: // events were lost: read everything
 		case <-events: // one file was touched; more will follow
 			quiet(ctx, events)
@@ -291,7 +294,9 @@ func (m *Manifests) merge() (*model.Snapshot, []error) {
 			}
 		}
 	}
+	m.objects.mu.Lock()
 	referred := referredSecrets(all.BGPPeers, m.options.Secrets)
+	m.objects.mu.Unlock()
 	maps.DeleteFunc(all.Secrets, func(key model.SecretKey, _ *model.Secret) bool {
 		return key.Namespace != m.options.SecretNamespace || !slices.Contains(referred, key.Name)
 	})

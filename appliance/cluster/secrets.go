@@ -55,6 +55,28 @@ func (k *Kubernetes) referredSecrets() []string {
 	return referredSecrets(k.objects.bgpPeers.items, k.options.Secrets)
 }
 
+// ReferTo replaces the names of the Secrets that are read although no object of the cluster names them.
+func (k *Kubernetes) ReferTo(names []string) {
+	k.objects.mu.Lock()
+	k.options.Secrets = names
+	k.objects.mu.Unlock()
+	select {
+	case k.objects.refer <- struct{}{}:
+	default:
+	}
+}
+
+// ReferTo replaces the names of the Secrets that are read although no object of the files names them.
+func (m *Manifests) ReferTo(names []string) {
+	m.objects.mu.Lock()
+	m.options.Secrets = names
+	m.objects.mu.Unlock()
+	select {
+	case m.again <- struct{}{}:
+	default:
+	}
+}
+
 // followSecrets watches the Secrets that objects refer to until the context ends.
 func (k *Kubernetes) followSecrets(ctx context.Context, client kubernetes.Interface) {
 	var watches sync.WaitGroup

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/osrg/gobgp/v3/pkg/log"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 
@@ -390,5 +391,21 @@ func TestNoPortForTheAPI(t *testing.T) {
 	if conn, err := net.Dial("tcp", "127.0.0.1:50051"); err == nil {
 		_ = conn.Close()
 		t.Error("gobgp's API listens")
+	}
+}
+
+// TestOwnEnd: the late word of a session that was removed says nothing about the next one with the same peer.
+func TestOwnEnd(t *testing.T) {
+	s := New(Options{Log: zap.NewNop()})
+	peer := netip.MustParseAddr("192.0.2.1")
+	s.state.add(peer)
+	l := &logger{zap: zap.NewNop(), state: &s.state}
+	l.Info("Peer Down", log.Fields{"Key": "192.0.2.1", "Reason": "dying"})
+	if why, ended := s.state.of(peer); why != "" || ended != 0 {
+		t.Errorf("removed by ourselves: %q, %d sessions ended", why, ended)
+	}
+	l.Info("Peer Down", log.Fields{"Key": "192.0.2.1", "Reason": "read failed"})
+	if why, ended := s.state.of(peer); why != "the session ended: read failed" || ended != 1 {
+		t.Errorf("ended by the peer: %q, %d sessions ended", why, ended)
 	}
 }

@@ -37,6 +37,9 @@ func (l *logger) stop(msg string, f log.Fields) {
 // Panic implements log.Logger.
 func (l *logger) Panic(msg string, f log.Fields) { l.stop(msg, f) }
 
+// ownEnd is gobgp's word for the end of a session that we have removed.
+const ownEnd = "dying"
+
 // Fatal implements log.Logger.
 func (l *logger) Fatal(msg string, f log.Fields) { l.stop(msg, f) }
 
@@ -55,9 +58,13 @@ func (l *logger) Info(msg string, f log.Fields) {
 	case "Peer Up":
 		l.state.note(key, "")
 	case "Peer Down":
+		reason := fmt.Sprint(f["Reason"])
+		if reason == ownEnd { // it may be said after the next session with the same peer was added, which it says nothing about
+			break
+		}
 		l.state.down(key)
 		if !l.state.explained(key) {
-			l.state.note(key, fmt.Sprint("the session ended: ", f["Reason"]))
+			l.state.note(key, "the session ended: "+reason)
 		}
 	}
 	l.zap.Info(msg, fields(f)...)

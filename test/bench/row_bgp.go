@@ -262,19 +262,20 @@ func (l *Lab) convergeAll(ctx context.Context, peers, each int) ([]Result, error
 	if peers > 1 {
 		what = fmt.Sprintf("BGP, %d routes of each of %d peers", each, peers)
 	}
-	memory := make([][]float64, len(sinks))
+	memory, own := make([][]float64, len(sinks)), make([]float64, len(sinks))
 	for i, to := range sinks {
 		kib, err := memoryOf(to.pid())
 		if err != nil {
 			return nil, err
 		}
-		memory[i] = []float64{kib["VmRSS"] / mega}
+		memory[i], own[i] = []float64{kib["VmRSS"] / mega}, kib["RssAnon"]/mega
 	}
 	var out []Result
 	for i := 1; i < len(sinks); i++ {
 		out = append(out,
 			compare(what+" received", "ms", s[0], sinks[i].name, s[i], noBudget),
-			compare(what+", the speaker's memory", "MB", memory[0], sinks[i].name, memory[i], noBudget))
+			compare(what+", the speaker's memory", "MB", memory[0], sinks[i].name, memory[i], noBudget).
+				note("%.0f MB of it its own, the rest pages of the file, which weftd has too; the other: %.0f MB its own", own[0], own[i]))
 	}
 	return out, nil
 }

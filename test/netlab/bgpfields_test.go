@@ -313,4 +313,14 @@ func TestBGPMeshPassword(t *testing.T) {
 	s.settings("node3", "bgp: {mesh: \"on\", meshPasswordFile: /etc/weft/mesh}\n")
 	s.untilSession("node1", "node3", "Established", "")
 	s.untilSession("node2", "node3", "Established", "")
+
+	// A Secret that nobody has named before weftd was told to read its settings again.
+	for _, node := range []string{"node1", "node2", "node3"} {
+		s.settings(node, "bgp: {mesh: \"on\", meshPasswordSecretRef: {name: later, key: mesh}}\n")
+	}
+	s.untilSession("node1", "node2", "Refused", "Secret kube-system/later does not exist")
+	s.write("later.yaml", "apiVersion: v1\nkind: Secret\nmetadata: {name: later, namespace: kube-system}\nstringData: {mesh: of another Secret}\n")
+	for _, node := range []string{"node2", "node3"} {
+		s.untilSession("node1", node, "Established", "")
+	}
 }
