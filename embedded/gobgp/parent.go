@@ -42,6 +42,8 @@ type SpeakerOptions struct {
 	Start func(args []string, socket *os.File) (*os.Process, error)
 	// Args are further arguments of the child, for its log.
 	Args []string
+	// Patience is how long the child may take for an answer before it counts as stuck and is ended; 2 minutes if 0.
+	Patience time.Duration
 }
 
 // child is one process.
@@ -63,6 +65,9 @@ func NewSpeaker(o SpeakerOptions) *Speaker {
 	}
 	if o.OnChange == nil {
 		o.OnChange = func() {}
+	}
+	if o.Patience == 0 {
+		o.Patience = 2 * time.Minute
 	}
 	return &Speaker{options: o}
 }
@@ -199,16 +204,22 @@ func (c *child) deliver(r *response) {
 	}
 }
 
-// ask sends a request to a child and waits for the answer, for its end, or for the end of ctx.
+// ask sends a request to a child and waits for the answer, for its end, or for the end of ctx. A child that is stuck is ended, so
+// that the next Apply starts another.
 func (p *Speaker) ask(ctx context.Context, c *child, r request) (*response, error) {
 	answer := make(chan *response, 1)
+	stuck := time.NewTimer(p.options.Patience)
+	defer stuck.Stop()
 	c.mu.Lock()
 	c.next++
 	r.ID = c.next
 	c.waiting[r.ID] = answer
+	_ = c.conn.SetWriteDeadline(time.Now().Add(p.options.Patience))
 	err := c.out.Encode(r)
 	c.mu.Unlock()
+	defer c.forget(r.ID)
 	if err != nil {
+		_ = c.process.Kill() // half a request may be on its way
 		return nil, fmt.Errorf("asking the BGP speaker: %w", err)
 	}
 	select {
@@ -216,9 +227,18 @@ func (p *Speaker) ask(ctx context.Context, c *child, r request) (*response, erro
 		return a, nil
 	case <-c.gone:
 		return nil, fmt.Errorf("the BGP speaker has failed: %s", p.Failure())
+	case <-stuck.C:
+		_ = c.process.Kill()
+		return nil, fmt.Errorf("the BGP speaker has not answered for %s: its process is ended and another started", p.options.Patience)
 	case <-ctx.Done():
 		return nil, fmt.Errorf("asking the BGP speaker: %w", ctx.Err())
 	}
+}
+
+func (c *child) forget(id uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.waiting, id)
 }
 
 // end lets a child go that has no sessions any more, or shall end without a word.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -41,6 +42,31 @@ func family(t testing.TB) (p *Speaker, pids *[]int) {
 	}})
 	t.Cleanup(p.Close)
 	return p, pids
+}
+
+// TestStuckChild: a child that does not answer is ended, and the next Apply begins with another.
+func TestStuckChild(t *testing.T) {
+	stuck := true
+	p := NewSpeaker(SpeakerOptions{Options: Options{Log: zap.NewNop()}, Patience: 100 * time.Millisecond, Start: func(_ []string, socket *os.File) (*os.Process, error) {
+		program, args, env := "/bin/sleep", []string{"sleep", "60"}, []string(nil)
+		if !stuck {
+			program, args, env = "/proc/self/exe", []string{"child"}, append(os.Environ(), asChild+"=1")
+		}
+		return os.StartProcess(program, args, &os.ProcAttr{Env: env, Files: []*os.File{nil, nil, os.Stderr, socket}})
+	}})
+	t.Cleanup(p.Close)
+	router := newSpeaker(t, 65002, "127.0.0.2")
+	us := &speaker{t: t, want: peering.Speaker{ASN: 65001, RouterID: netip.MustParseAddr("127.0.0.1"), Port: freePort(t)}}
+	meet(us, router, nil)
+	if _, err := p.Apply(t.Context(), us.want); err == nil || !strings.Contains(err.Error(), "has not answered for 100ms") {
+		t.Fatalf("got %v", err)
+	}
+	wait(t, "the end of the child", func() bool { return p.PID() == 0 })
+	stuck, p.options.Patience = false, time.Minute
+	wait(t, "another child", func() bool {
+		_, err := p.Apply(t.Context(), us.want)
+		return err == nil
+	})
 }
 
 func TestSpeakerProcess(t *testing.T) {
