@@ -32,11 +32,22 @@ func (p picker) chain() *Chain {
 	} else {
 		key = append(key, Numgen{Mod: uint32(p.n)})
 	}
-	pick := R("", DNATMap(f.Family, serviceSet(setID(i, kind)).Name, key...))
-	if p.node && !p.hashed { // the client's address brings the check of the family with it
-		pick.Statements = append([]Statement{NFProto(f.Family)}, pick.Statements...)
+	endpoints := serviceSet(setID(i, kind)).Name
+	// An address in the key brings the check of the family with it.
+	rule := func(checked bool, last Statement) Rule {
+		if checked {
+			return R("", last)
+		}
+		return R("", NFProto(f.Family), last)
 	}
-	return &Chain{Name: p.name(), Rules: []Rule{chosenHere, pick}}
+	rules := []Rule{chosenHere, rule(!p.node || p.hashed, DNATMap(f.Family, endpoints, key...))}
+	// The kernel may take a change between the lookup that led here and the one above: then there are fewer endpoints than the name of
+	// this chain says. The first is there as long as there is any; and a client that gets no answer asks again.
+	if p.n > 1 {
+		first := append(slices.Clone(key[:len(key)-1]), Numgen{Mod: 1})
+		rules = append(rules, rule(!p.node, DNATMap(f.Family, endpoints, first...)))
+	}
+	return &Chain{Name: p.name(), Rules: append(rules, rule(!p.node, Drop))}
 }
 
 // chosenHere marks a connection whose destination is chosen.
