@@ -425,6 +425,9 @@ func (l *Loop) applyRules(ctx context.Context, cfg route.Config, snap *model.Sna
 		tables = append(slices.Clip(tables), l.DNS.tables()...)
 	}
 	n, err := l.Rules.Apply(ctx, append(slices.Clip(tables), l.Former...))
+	if err == nil && len(l.Former) > 0 {
+		_, err = l.Rules.Apply(ctx, tables) // from here on tables of those names are somebody else's
+	}
 	if err != nil {
 		if serve {
 			l.Services.Metrics.failed(self.Addresses)

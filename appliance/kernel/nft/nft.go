@@ -101,7 +101,14 @@ func (b *Backend) Invalidate() {
 func (b *Backend) Apply(ctx context.Context, tables []ruleset.Table) (Stats, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.attempt(ctx, b.withFormer(tables))
+	all := b.withFormer(tables)
+	stats, err := b.attempt(ctx, all)
+	if err == nil {
+		for _, t := range all[len(tables):] { // gone; who makes one of that name now is somebody else
+			delete(b.tables, t.ID())
+		}
+	}
+	return stats, err
 }
 
 // Update is Apply for these tables alone: all others stay as they are.
