@@ -80,7 +80,7 @@ func TestPolicyChurn(t *testing.T) {
 		t.Logf("%d changes in %v, %.0f a second", count, time.Since(start), float64(count)/time.Since(start).Seconds())
 	}
 	settled := func() {
-		s.eventually("the kernel holds what the last changes say", time.Minute, func() error { return s.mayReach(web, state[:]) })
+		s.eventually("the kernel holds what the last changes say", 8*time.Second, func() error { return s.mayReach(web, state[:]) })
 	}
 	churn()
 	settled()

@@ -98,19 +98,9 @@ func tell(t testing.TB, o lab.Options) *story {
 		if err := l.Down(context.Background()); err != nil {
 			t.Error(err)
 		}
-		// What a killed daemon had started may end, and write its last, a moment later.
-		left := leftovers(o.Dir)
-		for range 20 {
-			if left == "" {
-				return
-			}
-			<-time.After(100 * time.Millisecond)
-			if err := l.Down(context.Background()); err != nil {
-				t.Error(err)
-			}
-			left = leftovers(o.Dir)
+		if left := leftovers(o.Dir); left != "" {
+			t.Errorf("the lab left behind: %s", left)
 		}
-		t.Errorf("the lab left behind: %s", left)
 	})
 	return s
 }
