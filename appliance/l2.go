@@ -76,9 +76,11 @@ func (d *Daemon) announceAddresses(ctx context.Context) {
 // updateAnnouncer tells the announcer what there is to announce. A node drained by hand (weft bgp drain) gives up everything.
 func (d *Daemon) updateAnnouncer() {
 	if under := d.kernel.underlay.Load(); under != nil && d.cfg.Has(config.RoleLB) {
-		list := d.announcements()
+		var list []lb.Announcement
 		if d.loop.Status().Held {
 			list = goOn(d.lb.held, d.snapshot(), d.cfg.NodeName)
+		} else {
+			list = d.announcements()
 		}
 		d.lb.announcer.Update(announcer.View{
 			Links: under.Links, Announcements: list, Passive: d.bgp != nil && d.bgp.isDrained(),

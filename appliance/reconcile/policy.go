@@ -124,8 +124,10 @@ func (l *Loop) policyTables(snap *model.Snapshot, node string) ([]ruleset.Table,
 	filters := p.compiler.Compile(snap, in)
 	p.next, p.nextGen = filters, p.generation
 	out := ruleset.PolicyInput{Filters: filters, Generation: p.generation}
-	if fresh := p.fresh(in); p.inherited && snap.Stored && (p.found || len(fresh) == 0 && !l.start.waited.Load()) {
-		return p.rules.Keep(out, fresh), nil
+	if p.inherited && snap.Stored {
+		if fresh := p.fresh(in); p.found || len(fresh) == 0 && !l.start.waited.Load() {
+			return p.rules.Keep(out, fresh), nil
+		}
 	}
 	tightened := policy.Tightened(p.applied, filters)
 	if p.inherited { // the first time since the start: nobody knows what the difference takes away
