@@ -77,6 +77,9 @@ func (l *Lab) resolvConf(namespace string) (string, error) {
 		return "", fmt.Errorf("making the folder of resolv.conf: %w", err)
 	}
 	text := fmt.Sprintf("search %s.svc.cluster.local svc.cluster.local cluster.local\nnameserver %s\noptions ndots:5\n", namespace, ClusterDNS)
+	if there, err := os.ReadFile(path); err == nil && string(there) == text {
+		return path, nil // a file that is replaced cannot be mounted at that moment, by another command
+	}
 	return path, writeFile(path, []byte(text))
 }
 

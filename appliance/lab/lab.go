@@ -223,6 +223,7 @@ func Down(ctx context.Context, dir string) error {
 
 // Down ends every process of the lab and removes its folder.
 func (l *Lab) Down(ctx context.Context) error {
+	owned := l.owned() // before the last holder may begin to remove the folder
 	if l.closing != nil {
 		_ = l.closing.Close()
 		_ = l.lifeline.Close()
@@ -230,7 +231,6 @@ func (l *Lab) Down(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	owned := l.owned()
 	// Holders are looked up by their command line, not in the lab's state: a lab that was killed while it was built, or whose
 	// folder was removed, is found too. Two rounds, since a builder that is being killed may start one more.
 	for range 2 {
@@ -238,6 +238,7 @@ func (l *Lab) Down(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		owned = owned || len(holders) > 0 // what is left of a folder that such a one was removing
 		for _, h := range holders {
 			if err := h.kill(ctx); err != nil {
 				return fmt.Errorf("ending the lab's process %d: %w", h.PID, err)

@@ -60,7 +60,8 @@ func stream(ctx context.Context, flags *flag.FlagSet, args []string, stdin io.Re
 	s := streamer{answered: map[uint64]bool{}}
 	conns := make([]*net.UDPConn, 1)
 	if !*one {
-		conns = make([]*net.UDPConn, 512) // a flow is new when its socket is, so they are used in turn and made anew
+		// A flow is new when its socket is, so they are used in turn and made anew: late enough for what is slow to answer.
+		conns = make([]*net.UDPConn, flowsOpen)
 	}
 	ticker := time.NewTicker(time.Second / time.Duration(*rate))
 	defer ticker.Stop()
@@ -73,6 +74,7 @@ func stream(ctx context.Context, flags *flag.FlagSet, args []string, stdin io.Re
 			if conns[i], err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to)); err != nil {
 				return fmt.Errorf("opening a UDP socket: %w", err)
 			}
+			roomy(conns[i])
 			go s.read(conns[i])
 		}
 		_, _ = conns[i].Write(binary.BigEndian.AppendUint64(nil, n))
@@ -82,9 +84,25 @@ func stream(ctx context.Context, flags *flag.FlagSet, args []string, stdin io.Re
 		case <-ticker.C:
 		}
 	}
-	pause := time.NewTimer(300 * time.Millisecond) // for answers on their way
-	<-pause.C
-	return json.NewEncoder(stdout).Encode(s.result())
+	out := s.result()
+	for end := time.Now().Add(answerTime); out.Last > 0 && time.Now().Before(end); out = s.result() {
+		_, _ = unix.Poll(nil, 10)
+	}
+	return json.NewEncoder(stdout).Encode(out)
+}
+
+// What a stream leaves to a busy machine: how many flows may wait for their answer at once, and how long the last ones may.
+const (
+	flowsOpen  = 2048
+	answerTime = time.Second
+)
+
+// roomy lets a socket hold some seconds of datagrams: what a process on a busy machine is late to read is not lost on the way.
+func roomy(c *net.UDPConn) {
+	const size = 4 << 20
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, size) })
+	}
 }
 
 type streamer struct {

@@ -1,6 +1,7 @@
 package netlab
 
 import (
+	"context"
 	"fmt"
 	"regexp"
 	"strconv"
@@ -79,6 +80,14 @@ func TestPolicyChurn(t *testing.T) {
 		}
 		t.Logf("%d changes in %v, %.0f a second", count, time.Since(start), float64(count)/time.Since(start).Seconds())
 	}
+	t.Cleanup(func() {
+		for _, command := range []string{"weft policy show default/web", "weft trace default/churn-2 default/web:8081", "nft list map ip weft_policy peers"} {
+			if t.Failed() { // does the daemon not know, or has the kernel something else?
+				out, err := s.Output(context.Background(), "node1", strings.Fields(command)...)
+				t.Log(command, err, out)
+			}
+		}
+	})
 	settled := func() {
 		s.eventually("the kernel holds what the last changes say", 8*time.Second, func() error { return s.mayReach(web, state[:]) })
 	}
