@@ -81,29 +81,30 @@ func (m *Manifests) ReferTo(names []string) {
 func (k *Kubernetes) followSecrets(ctx context.Context, client kubernetes.Interface) {
 	var watches sync.WaitGroup
 	defer watches.Wait()
-	running := map[string]context.CancelFunc{}
+	running := map[string]func(){} // each ends a watch, and returns when it will not be heard of again
 	for {
 		wanted := k.referredSecrets()
 		for _, name := range wanted {
 			if running[name] == nil {
-				var one context.Context
-				one, running[name] = context.WithCancel(ctx)
+				one, cancel := context.WithCancel(ctx)
 				reflector := k.reflector(k.secretKind(client, name), client)
-				watches.Go(func() { reflector.RunWithContext(one) })
+				ended := make(chan struct{})
+				watches.Go(func() {
+					defer close(ended)
+					reflector.RunWithContext(one)
+				})
+				running[name] = func() { cancel(); <-ended }
 			}
 		}
-		for name, cancel := range running {
+		for name, end := range running {
 			if !slices.Contains(wanted, name) {
-				cancel()
+				end()
 				delete(running, name)
 				k.forgetSecret(name)
 			}
 		}
 		select {
 		case <-ctx.Done():
-			for _, cancel := range running {
-				cancel()
-			}
 			return
 		case <-k.objects.refer:
 		}
