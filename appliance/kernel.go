@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -182,14 +183,8 @@ func (k *kernel) EnsureSysctls(ctx context.Context) (changes, problems []string)
 // watch merges what links, routes and the packet filter report. It ends with ctx.
 func (k *kernel) watch(ctx context.Context) <-chan reconcile.Trigger {
 	out := make(chan reconcile.Trigger)
-	links, err := k.Watch(ctx)
-	if err != nil {
-		k.log.Error("changes of links and routes are only seen by the audit, once a minute", zap.Error(err))
-	}
-	rules, err := k.rules.Watch(ctx)
-	if err != nil {
-		k.log.Error("changes of the packet filter are only seen by the audit, once a minute", zap.Error(err))
-	}
+	links := follow(ctx, k.log, "links and routes", k.Watch)
+	rules := follow(ctx, k.log, "the packet filter", k.rules.Watch)
 	go func() {
 		defer close(out)
 		for ctx.Err() == nil {
@@ -197,23 +192,47 @@ func (k *kernel) watch(ctx context.Context) <-chan reconcile.Trigger {
 			select {
 			case <-ctx.Done():
 				return
-			case e, ok := <-links:
-				if !ok {
-					links = nil
-					continue
-				}
+			case e := <-links:
 				t = linkTrigger(e)
-			case e, ok := <-rules:
-				if !ok {
-					rules = nil
-					continue
-				}
+			case e := <-rules:
 				t = reconcile.Trigger{Foreign: true, Rules: true, Deleted: e.Deleted || e.Lost, What: e.String()}
 			}
 			select {
 			case out <- t:
 			case <-ctx.Done():
 				return
+			}
+		}
+	}()
+	return out
+}
+
+// reopen is the pause before a socket is opened again that has failed. The audit finds what nobody told of meanwhile.
+const reopen = time.Minute
+
+// follow tells of events until ctx ends, from one channel after the other: one that is closed before has lost its socket.
+func follow[E any](ctx context.Context, log *zap.Logger, what string, open func(context.Context) (<-chan E, error)) <-chan E {
+	out := make(chan E)
+	go func() {
+		for ctx.Err() == nil {
+			events, err := open(ctx)
+			for ok := err == nil; ok; {
+				var e E
+				if e, ok = <-events; ok {
+					select {
+					case out <- e:
+					case <-ctx.Done():
+						return
+					}
+				}
+			}
+			if ctx.Err() != nil {
+				return
+			}
+			log.Error("changes of "+what+" are only seen by the audit, once a minute", zap.Error(err))
+			select {
+			case <-ctx.Done():
+			case <-time.After(reopen):
 			}
 		}
 	}()
