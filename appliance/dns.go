@@ -223,7 +223,7 @@ func (d *Daemon) dnsWarnings() []string {
 func (d *Daemon) policyDNS() (out []netip.AddrPort) {
 	snap := d.snapshot()
 	for _, a := range append(slices.Clone(d.dnsAddresses(snap)), d.localDNSAddresses(snap)...) {
-		out = append(out, netip.AddrPortFrom(a, dnsPort), netip.AddrPortFrom(a, dnsMetricsPort))
+		out = append(out, netip.AddrPortFrom(a, model.DNSPort), netip.AddrPortFrom(a, model.DNSMetricsPort))
 	}
 	return out
 }

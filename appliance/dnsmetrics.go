@@ -14,11 +14,9 @@ import (
 	"go.uber.org/zap"
 
 	"weft.network/weft/appliance/kernel/dnssocket"
+	"weft.network/weft/appliance/model"
 	"weft.network/weft/embedded/coredns"
 )
-
-// dnsMetricsPort is where CoreDNS' metrics are looked for, at the address of the cluster's DNS.
-const dnsMetricsPort = 9153
 
 // dnsMetrics serves the metrics of the DNS server where it answers queries: there they are everybody's who may ask it, and so none
 // of weft's other metrics are among them.
@@ -55,9 +53,9 @@ func (m *dnsMetrics) set(want []netip.Addr) (problems []string) {
 		if m.servers[a] != nil {
 			continue
 		}
-		l, err := dnssocket.ListenTCP(netip.AddrPortFrom(a, dnsMetricsPort))
+		l, err := dnssocket.ListenTCP(netip.AddrPortFrom(a, model.DNSMetricsPort))
 		if err != nil {
-			problems = append(problems, fmt.Sprintf("the metrics of the DNS server are not at %s: %v: stop the program that listens there", netip.AddrPortFrom(a, dnsMetricsPort), err))
+			problems = append(problems, fmt.Sprintf("the metrics of the DNS server are not at %s: %v: stop the program that listens there", netip.AddrPortFrom(a, model.DNSMetricsPort), err))
 			continue
 		}
 		s := &http.Server{Handler: m.handler, ReadTimeout: scrapeTimeout, WriteTimeout: 2 * scrapeTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: mostHeader}

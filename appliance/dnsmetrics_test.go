@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"weft.network/weft/appliance/model"
 	"weft.network/weft/embedded/coredns"
 	"weft.network/weft/plugins/clusterdns"
 )
@@ -27,7 +28,7 @@ func TestDNSMetrics(t *testing.T) {
 	first, second := netip.MustParseAddr("127.153.0.1"), netip.MustParseAddr("127.153.0.2")
 	get := func(a netip.Addr) string {
 		c := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-		r, err := c.Get("http://" + netip.AddrPortFrom(a, dnsMetricsPort).String() + "/metrics")
+		r, err := c.Get("http://" + netip.AddrPortFrom(a, model.DNSMetricsPort).String() + "/metrics")
 		if err != nil {
 			return ""
 		}
@@ -50,7 +51,7 @@ func TestDNSMetrics(t *testing.T) {
 	defer m.set(nil)
 	var last net.Conn
 	for range 100 {
-		if last, err = net.Dial("tcp", netip.AddrPortFrom(first, dnsMetricsPort).String()); err != nil {
+		if last, err = net.Dial("tcp", netip.AddrPortFrom(first, model.DNSMetricsPort).String()); err != nil {
 			t.Fatal(err)
 		}
 		defer func(c net.Conn) { _ = c.Close() }(last)

@@ -14,11 +14,9 @@ import (
 	"go.uber.org/zap"
 
 	"weft.network/weft/appliance/kernel/dnssocket"
+	"weft.network/weft/appliance/model"
 	"weft.network/weft/embedded/coredns"
 )
-
-// dnsPort is where DNS servers listen.
-const dnsPort = 53
 
 // dnsSockets are the sockets of the DNS server, by address.
 type dnsSockets struct {
@@ -95,7 +93,7 @@ func (s *dnsSockets) set(want []netip.Addr, server *coredns.Server, store fdStor
 	}
 	for _, a := range gone {
 		changed = true
-		err := server.Forget(context.Background(), netip.AddrPortFrom(a, dnsPort))
+		err := server.Forget(context.Background(), netip.AddrPortFrom(a, model.DNSPort))
 		if !slices.Contains(s.open, a) { // adopted, and not needed any more
 			err = errors.Join(err, s.udp[a].Close())
 			if l := s.tcp[a]; l != nil {
@@ -114,7 +112,7 @@ func (s *dnsSockets) set(want []netip.Addr, server *coredns.Server, store fdStor
 
 // listen opens the sockets at one address, unless they were adopted.
 func (s *dnsSockets) listen(a netip.Addr, server *coredns.Server, store fdStore) (err error) {
-	at := netip.AddrPortFrom(a, dnsPort)
+	at := netip.AddrPortFrom(a, model.DNSPort)
 	u, l := s.udp[a], s.tcp[a]
 	if u == nil {
 		if u, err = dnssocket.ListenUDP(at); err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"strconv"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -129,11 +130,11 @@ func dnsService(addrs []netip.Addr) *corev1.Service {
 			Labels: map[string]string{
 				dnsLabel: DNSService, "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS", "app.kubernetes.io/managed-by": "weft",
 			},
-			Annotations: map[string]string{"prometheus.io/port": "9153", "prometheus.io/scrape": "true"},
+			Annotations: map[string]string{"prometheus.io/port": strconv.Itoa(model.DNSMetricsPort), "prometheus.io/scrape": "true"},
 		},
 		Spec: corev1.ServiceSpec{
 			Type: corev1.ServiceTypeClusterIP, IPFamilyPolicy: &families,
-			Ports: []corev1.ServicePort{port("dns", corev1.ProtocolUDP, 53), port("dns-tcp", corev1.ProtocolTCP, 53), port("metrics", corev1.ProtocolTCP, 9153)},
+			Ports: []corev1.ServicePort{port("dns", corev1.ProtocolUDP, model.DNSPort), port("dns-tcp", corev1.ProtocolTCP, model.DNSPort), port("metrics", corev1.ProtocolTCP, model.DNSMetricsPort)},
 		},
 	}
 	for _, a := range addrs {

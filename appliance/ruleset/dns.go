@@ -9,12 +9,6 @@ import (
 // DNSTable is the name of the table that keeps queries to this node's DNS server out of connection tracking.
 const DNSTable = "weft_dns"
 
-// dnsPort is where DNS servers listen, dnsMetricsPort where this one tells its metrics.
-const (
-	dnsPort        = 53
-	dnsMetricsPort = 9153
-)
-
 // DNS returns the table for queries to these addresses of this node; without addresses it is empty. A packet that is not
 // tracked meets no NAT: a Service at the same address does not send it to an endpoint, and two queries that leave a Pod at the
 // same moment do not race for one entry (the 5 seconds of kubernetes/kubernetes#56903).
@@ -26,9 +20,9 @@ func DNS(addrs []netip.Addr) Table {
 		for _, a := range addrs {
 			if f.has(a) {
 				for _, p := range []model.Protocol{model.TCP, model.UDP} {
-					elements = append(elements, Element{Key: Tuple(Addr(a.Unmap()), Proto(p), Port(dnsPort))})
+					elements = append(elements, Element{Key: Tuple(Addr(a.Unmap()), Proto(p), Port(model.DNSPort))})
 				}
-				elements = append(elements, Element{Key: Tuple(Addr(a.Unmap()), Proto(model.TCP), Port(dnsMetricsPort))})
+				elements = append(elements, Element{Key: Tuple(Addr(a.Unmap()), Proto(model.TCP), Port(model.DNSMetricsPort))})
 			}
 		}
 		if elements == nil {

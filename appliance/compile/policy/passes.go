@@ -42,7 +42,7 @@ func (a *Allowed) Allows(f *Filters, peer netip.Addr, proto model.Protocol, port
 // DNSServers are the addresses and ports at which this node's Pods find the cluster DNS, after Services have chosen.
 func DNSServers(snap *model.Snapshot, in Input) []netip.AddrPort {
 	if len(in.DNS) > 0 { // without those where it tells its metrics
-		return slices.DeleteFunc(slices.Clone(in.DNS), func(a netip.AddrPort) bool { return a.Port() != dnsPort })
+		return slices.DeleteFunc(slices.Clone(in.DNS), func(a netip.AddrPort) bool { return a.Port() != model.DNSPort })
 	}
 	var out []netip.AddrPort
 	if snap == nil {

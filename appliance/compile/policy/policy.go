@@ -36,11 +36,8 @@ type Attached struct {
 
 // dnsPorts are the named ports of the usual DNS.
 var dnsPorts = []model.NamedPort{
-	{Name: "dns", Protocol: model.UDP, Port: dnsPort}, {Name: "dns-tcp", Protocol: model.TCP, Port: dnsPort}, {Name: "metrics", Protocol: model.TCP, Port: 9153},
+	{Name: "dns", Protocol: model.UDP, Port: model.DNSPort}, {Name: "dns-tcp", Protocol: model.TCP, Port: model.DNSPort}, {Name: "metrics", Protocol: model.TCP, Port: model.DNSMetricsPort},
 }
-
-// dnsPort is where names are asked for.
-const dnsPort = 53
 
 // The Pod for which the node's own DNS stands: what policies say about the Pods of the usual DNS is true for it, too.
 const (
