@@ -47,7 +47,7 @@ func findLeftovers(ctx context.Context, out *ProxyLeftovers, rules *nft.Backend,
 	for _, name := range []string{"iptables", "ip6tables"} {
 		for _, l := range legacy {
 			if len(l) > len(name) && l[:len(name)+1] == name+" " {
-				out.Commands = append(out.Commands, fmt.Sprintf("%[1]s-legacy-save | grep -v KUBE- | %[1]s-legacy-restore", name))
+				out.Commands = append(out.Commands, fmt.Sprintf("%[1]s-legacy-save | grep -vE '%[2]s' | %[1]s-legacy-restore", name, nft.ProxyChainPattern()))
 				break
 			}
 		}

@@ -185,6 +185,12 @@ func servicePorts(spec *corev1.ServiceSpec, kind string, bad *fieldErrors) (out 
 		port := model.ServicePort{Name: p.Name, Protocol: protocol, Port: number}
 		if p.NodePort != 0 && (kind == string(corev1.ServiceTypeNodePort) || kind == string(corev1.ServiceTypeLoadBalancer)) {
 			port.NodePort, _ = bad.port(p.NodePort, "spec.ports[].nodePort", i)
+			if slices.ContainsFunc(out, func(o model.ServicePort) bool {
+				return o.NodePort == port.NodePort && o.NodePort != 0 && o.Protocol == protocol
+			}) {
+				bad.add(fmt.Errorf("another port has %s node port %d already", protocol, port.NodePort), "spec.ports[].nodePort", i)
+				port.NodePort = 0
+			}
 		}
 		if p.AppProtocol != nil {
 			port.AppProtocol = *p.AppProtocol

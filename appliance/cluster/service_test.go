@@ -133,14 +133,22 @@ func TestConvertServicePorts(t *testing.T) {
 				{Name: "d", Port: 2, NodePort: -1},
 				{Name: "e", Port: 2},
 				{Name: "d", Port: 3},
-				{Name: "f", Port: 65535},
+				{Name: "f", Port: 65535, NodePort: 30000},
+				{Name: "g", Port: 4, NodePort: 30000},
+				{Name: "h", Port: 4, NodePort: 30000, Protocol: "UDP"},
 			}
 		}, func(s *model.Service) {
 			s.Type = "NodePort"
-			s.Ports = []model.ServicePort{{Name: "d", Protocol: model.TCP, Port: 2}, {Name: "f", Protocol: model.TCP, Port: 65535}}
+			s.Ports = []model.ServicePort{
+				{Name: "d", Protocol: model.TCP, Port: 2},
+				{Name: "f", Protocol: model.TCP, Port: 65535, NodePort: 30000},
+				{Name: "g", Protocol: model.TCP, Port: 4},
+				{Name: "h", Protocol: model.UDP, Port: 4, NodePort: 30000},
+			}
 		}, []string{
 			"spec.ports[0].port: 0 is not a port", "spec.ports[1].port: 65536 is not", `spec.ports[2].protocol: protocol "ICMP" is not`,
 			"spec.ports[3].nodePort: -1 is not", "spec.ports[4].port: tcp port 2 is there already", `spec.ports[5].name: another port is named "d" too`,
+			"spec.ports[7].nodePort: another port has tcp node port 30000 already",
 		}},
 	})
 }

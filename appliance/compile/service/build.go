@@ -60,7 +60,12 @@ func (b *builder) build(before *Frontends) (*Frontends, *HealthCheck) {
 		done[i] = true
 		locals := map[netip.Addr]bool{}
 		for j := range b.svc.Ports {
-			if p, ok := b.port(&b.svc.Ports[j], ip.Unmap(), before, locals); ok {
+			p, ok := b.port(&b.svc.Ports[j], ip.Unmap(), before, locals)
+			if !ok {
+				continue
+			}
+			p.Frontends = slices.DeleteFunc(p.Frontends, func(fe Frontend) bool { return b.again(f, &p, &fe) })
+			if len(p.Frontends) > 0 {
 				f.Ports = append(f.Ports, p)
 			}
 		}
@@ -72,6 +77,19 @@ func (b *builder) build(before *Frontends) (*Frontends, *HealthCheck) {
 		return nil, check
 	}
 	return f, check
+}
+
+// again reports whether another port of the Service asks for the same already.
+func (b *builder) again(f *Frontends, p *Port, fe *Frontend) bool {
+	same := func(o *Port) bool {
+		return slices.ContainsFunc(o.Frontends, func(x Frontend) bool { return claimOf(o, &x) == claimOf(p, fe) })
+	}
+	i := slices.IndexFunc(f.Ports, func(o Port) bool { return same(&o) })
+	if i < 0 {
+		return false
+	}
+	b.problem("port %q asks for what port %q has: %s port %d (ignored)", p.Name, f.Ports[i].Name, p.Protocol, fe.Port)
+	return true
 }
 
 func orText(s, other string) string {
@@ -201,12 +219,12 @@ func (b *builder) sources(vip netip.Addr) (out []netip.Prefix) {
 	return out
 }
 
-// hairpin returns the Pods of this node that connections may be sent to. A process of the node itself is none: its packets
-// to itself never leave.
+// hairpin returns the Pods of this node that connections may be sent to, and those of which nobody says where they are: a slice that is
+// written by hand names no node. A process of the node itself is none: its packets to itself never leave.
 func (b *builder) hairpin(c choice) (out []netip.Addr) {
 	for _, es := range [][]endpoint{c.cluster, c.local} {
 		for i := range es {
-			if a := es[i].at.Addr(); es[i].local && !slices.Contains(b.in.NodeAddresses, a) {
+			if a := es[i].at.Addr(); (es[i].local || es[i].of.Node == "") && !slices.Contains(b.in.NodeAddresses, a) {
 				out = append(out, a)
 			}
 		}

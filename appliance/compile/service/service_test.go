@@ -194,6 +194,21 @@ shop/web 10.96.0.1:80/tcp (ClusterIP): [10.42.1.2:8080 10.42.1.9:8080]`},
 		})}, `Service shop/web: port "icmp" (8/1) is not one that can be served; use 1 to 65535 over TCP, UDP or SCTP
 Service shop/web: port "zero" (0/tcp) is not one that can be served; use 1 to 65535 over TCP, UDP or SCTP
 shop/web 10.96.0.1:65535/udp (ClusterIP): refuse`},
+		{"one Service that asks twice", []any{svc("web", "10.96.0.1", func(s *model.Service) {
+			s.Type = "NodePort"
+			s.Ports = []model.ServicePort{
+				{Name: "a", Protocol: model.TCP, Port: 80, NodePort: 30080},
+				{Name: "b", Protocol: model.TCP, Port: 81, NodePort: 30080},
+				{Name: "c", Protocol: model.TCP, Port: 80},
+				{Name: "d", Protocol: model.UDP, Port: 80, NodePort: 30080},
+			}
+		})}, `Service shop/web: port "b" asks for what port "a" has: tcp port 30080 (ignored)
+Service shop/web: port "c" asks for what port "a" has: tcp port 80 (ignored)
+shop/web 10.96.0.1:80/tcp (ClusterIP): refuse
+shop/web 10.96.0.1:80/udp (ClusterIP): refuse
+shop/web 10.96.0.1:81/tcp (ClusterIP): refuse
+shop/web node port 30080/tcp: refuse
+shop/web node port 30080/udp: refuse`},
 		{"two ClusterIPs of one family", []any{svc("web", "10.96.0.1 10.96.0.2", nil)}, "Service shop/web: clusterIP 10.96.0.2 is the second of its family (ignored)\nshop/web 10.96.0.1:80/tcp (ClusterIP): refuse"},
 		{"two Services with one address: the older one has it", []any{
 			svc("new", "10.96.0.1", func(s *model.Service) { s.Created = 20 }), svc("old", "10.96.0.1", func(s *model.Service) { s.Created = 10 }),
@@ -214,6 +229,16 @@ shop/port2 10.96.0.4:80/tcp (ClusterIP): refuse`},
 	}
 	if r := new(Compiler).Compile(nil, node); len(r.Frontends)+len(r.HealthChecks)+len(r.Problems) != 0 {
 		t.Errorf("a Snapshot that is not there: %+v", r)
+	}
+}
+
+// TestHairpin: a Pod that reaches itself through a Service needs another source address, also where no slice says that it is here.
+func TestHairpin(t *testing.T) {
+	r := new(Compiler).Compile(snapshot(svc("web", "10.96.0.1", nil), slice("web", "a", "10.42.1.2@here 10.42.2.1@there 10.42.1.3 192.168.9.1@here")), node)
+	for _, f := range r.Frontends {
+		if got := f.Ports[0].Hairpin; !slices.Equal(got, addrs("10.42.1.2 10.42.1.3")) {
+			t.Errorf("hairpin %v", got)
+		}
 	}
 }
 

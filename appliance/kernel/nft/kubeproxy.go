@@ -16,11 +16,11 @@ import (
 const kubeProxyName = "kube-proxy"
 
 // proxyChains are the chains of kube-proxy's iptables mode, as they are seen through nftables where iptables-nft made them: whole
-// names, and with a dash at the end the beginnings of names. The kubelet has KUBE-IPTABLES-HINT and KUBE-KUBELET-CANARY, kube-router
-// KUBE-ROUTER-*, KUBE-POD-FW-* and KUBE-NWPLCY-*; those stay.
+// names, and with a dash at the end the beginnings of names. The kubelet has KUBE-FIREWALL (which guards 127.0.0.0/8, CVE-2020-8558),
+// KUBE-IPTABLES-HINT and KUBE-KUBELET-CANARY, kube-router KUBE-ROUTER-*, KUBE-POD-FW-* and KUBE-NWPLCY-*; those stay.
 var proxyChains = []string{
 	"KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS", "KUBE-NODE-PORT", "KUBE-POSTROUTING", "KUBE-MARK-MASQ", "KUBE-MARK-DROP",
-	"KUBE-FORWARD", "KUBE-FIREWALL", "KUBE-PROXY-FIREWALL", "KUBE-SOURCE-RANGES-FIREWALL", "KUBE-LOAD-BALANCER", "KUBE-IPVS-FILTER",
+	"KUBE-FORWARD", "KUBE-PROXY-FIREWALL", "KUBE-SOURCE-RANGES-FIREWALL", "KUBE-LOAD-BALANCER", "KUBE-IPVS-FILTER",
 	"KUBE-IPVS-OUT-FILTER", "KUBE-PROXY-CANARY", "KUBE-SVC-", "KUBE-SEP-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-XLB-", "KUBE-FW-",
 }
 
@@ -28,6 +28,20 @@ func isProxyChain(name string) bool {
 	return slices.ContainsFunc(proxyChains, func(c string) bool {
 		return c == name || strings.HasSuffix(c, "-") && strings.HasPrefix(name, c)
 	})
+}
+
+// ProxyChainPattern is an extended regular expression for the lines of iptables-save that are about kube-proxy's chains.
+func ProxyChainPattern() string {
+	var whole, beginnings []string
+	for _, c := range proxyChains {
+		name := strings.TrimPrefix(c, "KUBE-")
+		if strings.HasSuffix(c, "-") {
+			beginnings = append(beginnings, name)
+		} else {
+			whole = append(whole, name)
+		}
+	}
+	return "KUBE-((" + strings.Join(whole, "|") + ")( |$)|" + strings.Join(beginnings, "|") + ")"
 }
 
 // KubeProxyLeftovers names what kube-proxy has in nftables: its tables, and those chains of iptables-nft that are its own. With

@@ -37,6 +37,9 @@ func TestKubeProxyLeftovers(t *testing.T) {
 			$t -t mangle -N KUBE-KUBELET-CANARY
 			$t -t filter -N KUBE-ROUTER-INPUT
 			$t -t filter -A INPUT -j KUBE-ROUTER-INPUT
+			$t -t filter -N KUBE-FIREWALL
+			$t -t filter -A INPUT -j KUBE-FIREWALL
+			$t -t filter -A KUBE-FIREWALL -j DROP
 			$t -t filter -N KUBE-FORWARD
 			$t -t filter -A FORWARD -j KUBE-FORWARD
 		done`)
@@ -60,7 +63,7 @@ func TestKubeProxyLeftovers(t *testing.T) {
 			t.Errorf("%s is still there:\n%s", gone, left)
 		}
 	}
-	for _, stays := range []string{"jump MINE", "KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY", "jump KUBE-ROUTER-INPUT", "KUBE-SERVICES-of-mine"} {
+	for _, stays := range []string{"jump MINE", "KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY", "jump KUBE-ROUTER-INPUT", "jump KUBE-FIREWALL", "KUBE-SERVICES-of-mine"} {
 		if !strings.Contains(left, stays) {
 			t.Errorf("%s is gone:\n%s", stays, left)
 		}
@@ -94,8 +97,19 @@ func TestLegacyKubeProxy(t *testing.T) {
 	if found := look(); len(found) != 0 {
 		t.Errorf("with chains of others: %v", found)
 	}
-	ns.Run("sh", "-ec", "iptables-legacy -t nat -N KUBE-SVC-ABC; ip6tables-legacy -t filter -N KUBE-FORWARD")
+	ns.Run("sh", "-ec", "iptables-legacy -t nat -N KUBE-SVC-ABC; iptables-legacy -t nat -N KUBE-SERVICES; iptables-legacy -t nat -A OUTPUT -j KUBE-SERVICES; "+
+		"iptables-legacy -t nat -N KUBE-SERVICES-of-mine; ip6tables-legacy -t filter -N KUBE-FORWARD")
 	if found, want := look(), []string{"ip6tables (legacy) table filter", "iptables (legacy) table nat"}; !slices.Equal(found, want) {
 		t.Errorf("found %q, want %q", found, want)
+	}
+	save := ns.Run("sh", "-ec", "iptables-legacy-save -t nat")
+	clean := ns.Run("sh", "-ec", "iptables-legacy-save -t nat | grep -vE '"+ProxyChainPattern()+"'")
+	for _, stays := range []string{":KUBE-ROUTER-X", ":KUBE-SERVICES-of-mine"} {
+		if !strings.Contains(save, stays) || !strings.Contains(clean, stays) {
+			t.Errorf("without %s:\n%s", stays, clean)
+		}
+	}
+	if strings.Contains(clean, "KUBE-SVC") || strings.Contains(clean, "KUBE-SERVICES -") || strings.Contains(clean, "-j KUBE-SERVICES") {
+		t.Errorf("not clean:\n%s", clean)
 	}
 }
