@@ -218,11 +218,18 @@ func (p *planner) services(ctx context.Context, node node, c config.Config, opts
 	}
 	// Last, because weft does not depend on them: both read the files at their next start at the latest. networkd is never
 	// restarted, as that is what drops foreign routes.
-	if networkd && p.exists("/run/systemd/netif") {
-		p.run("reload", "systemd-networkd.service")
+	if networkd {
+		p.reload(ctx, node, "systemd-networkd.service")
 	}
-	if nm && node.systemd && p.exists("/run/NetworkManager") {
-		p.run("reload", "NetworkManager.service")
+	if nm {
+		p.reload(ctx, node, "NetworkManager.service")
+	}
+}
+
+// reload has a service read its files again if it runs: systemd refuses to reload one that does not.
+func (p *planner) reload(ctx context.Context, node node, service string) {
+	if node.systemd && p.Systemctl(ctx, "is-active", "--quiet", service) == nil {
+		p.run("reload", service)
 	}
 }
 

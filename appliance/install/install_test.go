@@ -19,7 +19,8 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 
 // systemd is a fake service manager that remembers.
 type systemd struct {
-	enabled, active bool
+	enabled, active bool     // weftd
+	running         []string // the other units that are active
 	calls           []string
 	fail            string // the call that fails
 }
@@ -30,7 +31,14 @@ func (s *systemd) run(_ context.Context, args ...string) error {
 	case "is-enabled":
 		return ok(s.enabled)
 	case "is-active":
+		if u := args[len(args)-1]; u != unit {
+			return ok(slices.Contains(s.running, u))
+		}
 		return ok(s.active)
+	case "reload":
+		if !slices.Contains(s.running, args[1]) {
+			return fmt.Errorf("%s cannot be reloaded because it is inactive", args[1])
+		}
 	}
 	s.calls = append(s.calls, call)
 	if call == s.fail {
@@ -132,8 +140,9 @@ func apply(t *testing.T, p Plan, env Env) {
 
 // machines are the nodes of the golden files.
 var machines = map[string]struct {
-	files map[string]string
-	opts  Options
+	files   map[string]string
+	opts    Options
+	running []string
 }{
 	"k3s-server": {files: map[string]string{
 		"run/systemd/system/":                                  "",
@@ -149,7 +158,7 @@ var machines = map[string]struct {
 		"var/lib/rancher/k3s/agent/etc/containerd/config.toml": "[plugins.cri.cni]\n  bin_dir = \"/var/lib/rancher/k3s/data/current/bin\"\n  conf_dir = \"/var/lib/rancher/k3s/agent/etc/cni/net.d\"\n",
 		"sys/class/net/flannel.1":                              "",
 		"sys/class/net/eth0":                                   "",
-	}},
+	}, running: []string{"systemd-networkd.service"}},
 	"k3s-agent": {files: map[string]string{
 		"run/systemd/system/": "",
 		"var/lib/rancher/k3s/agent/etc/containerd/config.toml": "[plugins.'io.containerd.cri.v1.runtime'.cni]\n  bin_dirs = [\"/var/lib/rancher/k3s/data/cni\"]\n  conf_dir = \"/var/lib/rancher/k3s/agent/etc/cni/net.d\"\n",
@@ -167,8 +176,11 @@ var machines = map[string]struct {
 		"etc/cni/net.d/87-podman.conflist": "{}",
 		"sys/class/net/cali12345":          "",
 		"sys/class/net/vxlan.calico":       "",
+	}, running: []string{"NetworkManager.service"}},
+	// Debian makes the run-time folder of networkd at boot whether networkd runs or not; a NetworkManager that was stopped leaves its.
+	"bare": {files: map[string]string{
+		"run/systemd/system/": "", "run/systemd/netif/": "", "run/NetworkManager/": "", "etc/NetworkManager/": "",
 	}},
-	"bare": {files: map[string]string{"run/systemd/system/": ""}},
 	"bare-manifests-no-systemd": {
 		files: map[string]string{"etc/dhcpcd.conf": "hostname\n"},
 		opts:  Options{Manifests: "/etc/weft/manifests"},
@@ -180,7 +192,8 @@ var machines = map[string]struct {
 func TestPlans(t *testing.T) {
 	for name, tc := range machines {
 		t.Run(name, func(t *testing.T) {
-			env, _ := machine(t, tc.files)
+			env, sd := machine(t, tc.files)
+			sd.running = tc.running
 			before := tree(t, env.Root)
 			var story []string
 			for _, step := range []struct {
@@ -357,7 +370,7 @@ func TestUninstallKeepsConfigurationAndState(t *testing.T) {
 func TestInterrupted(t *testing.T) {
 	for _, call := range []string{"daemon-reload", "enable weftd.service", "start weftd.service", "reload NetworkManager.service"} {
 		env, sd := machine(t, machines["kubeadm"].files)
-		sd.fail = call
+		sd.fail, sd.running = call, machines["kubeadm"].running
 		err := plan(t, Install, env, Options{}).Apply(t.Context(), env, func(Step) {})
 		if err == nil || !strings.Contains(err.Error(), call) {
 			t.Errorf("%s failed and the error is %v", call, err)

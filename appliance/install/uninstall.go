@@ -41,8 +41,8 @@ func Uninstall(ctx context.Context, env Env, opts Options) (Plan, error) {
 	for _, path := range sortedKeys(networkdFiles) {
 		p.remove(path)
 	}
-	if p.remove(nmFile) && env.exists("/run/NetworkManager") {
-		p.run("reload", "NetworkManager.service")
+	if p.remove(nmFile) {
+		p.reload(ctx, node, "NetworkManager.service")
 	}
 	if p.remove(unitFile) && node.systemd {
 		p.run("daemon-reload")
