@@ -49,7 +49,7 @@ func (d *Daemon) openServices() {
 		return
 	}
 	d.loop.Services = &reconcile.Services{
-		Flows: d.kernel, Yield: d.otherProxy, Metrics: reconcile.NewServiceMetrics(), NodePortAddresses: d.nodePortAddresses,
+		Flows: d.kernel, Yield: d.newProxyWatch().other, Metrics: reconcile.NewServiceMetrics(), NodePortAddresses: d.nodePortAddresses,
 	}
 }
 
@@ -161,6 +161,7 @@ func (d *Daemon) stale() func(conntrack.Seen) bool {
 	if d.loop.NoFabric {
 		v.ranges = nil // another network's Pods
 	}
+	v.serves = d.loop.Services != nil && findOtherProxy("/proc") == ""
 	v.node = slices.Clone(status.State.HostNet.NodeAddresses) // in the Pod ranges, and no Pod's, also while the Node is being made anew
 	if self := d.snapshot().Node(d.cfg.NodeName); self != nil {
 		v.node = append(v.node, self.Addresses...)
@@ -178,6 +179,7 @@ func (d *Daemon) stale() func(conntrack.Seen) bool {
 // flowView is what is known when flows are looked at.
 type flowView struct {
 	services *service.Auditor
+	serves   bool           // Services are weft's: no other proxy sends flows to our Pods
 	ranges   []netip.Prefix // of this node's Pods
 	node     []netip.Addr
 	held     map[netip.Addr]bool
@@ -193,7 +195,7 @@ func (v *flowView) stale(s conntrack.Seen) bool {
 		return true
 	}
 	// A translated flow from an address of the node to a Pod of ours: by a node port, or by a host port that must be there still.
-	return local && s.Backend != s.Dst && v.held[s.Backend.Addr()] && !v.services.Serves(s.Dst, true) && !v.mapped(s.Dst, s.Backend)
+	return v.serves && local && s.Backend != s.Dst && v.held[s.Backend.Addr()] && !v.services.Serves(s.Dst, true) && !v.mapped(s.Dst, s.Backend)
 }
 
 // gone says whether an address is one of a Pod of this node that is not there.

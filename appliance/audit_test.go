@@ -18,7 +18,7 @@ func TestStaleFlows(t *testing.T) {
 		Frontends: []service.Frontend{{Kind: service.ClusterIP, Addr: netip.MustParseAddr("10.96.0.10"), Port: 53}, {Kind: service.NodePort, Port: 30053}},
 	}}}}
 	view := flowView{
-		services: service.NewAuditor(frontends), ranges: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")},
+		services: service.NewAuditor(frontends), serves: true, ranges: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")},
 		node: []netip.Addr{netip.MustParseAddr("192.168.1.1"), netip.MustParseAddr("10.1.0.1")},
 		held: map[netip.Addr]bool{netip.MustParseAddr("10.1.0.5"): true, netip.MustParseAddr("10.1.0.6"): true},
 		ports: []*model.HostPorts{{
@@ -51,6 +51,18 @@ func TestStaleFlows(t *testing.T) {
 		if got := view.stale(conntrack.Seen{Src: at(tc.src), Dst: at(tc.dst), Backend: at(tc.backend)}); got != tc.stale {
 			t.Errorf("%s: stale %v, want %v", tc.name, got, tc.stale)
 		}
+	}
+}
+
+// TestForeignFlows: where another proxy serves Services, a flow to a Pod of ours by a port of the node is its business.
+func TestForeignFlows(t *testing.T) {
+	at := netip.MustParseAddrPort
+	v := flowView{
+		services: service.NewAuditor(nil), node: []netip.Addr{netip.MustParseAddr("192.168.9.1")},
+		held: map[netip.Addr]bool{netip.MustParseAddr("10.42.1.5"): true},
+	}
+	if v.stale(conntrack.Seen{Src: at("192.168.9.77:9"), Dst: at("192.168.9.1:30053"), Backend: at("10.42.1.5:5353")}) {
+		t.Error("a flow through another proxy counts as stale")
 	}
 }
 

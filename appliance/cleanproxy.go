@@ -22,8 +22,8 @@ type ProxyLeftovers struct {
 // CleanKubeProxy takes away what kube-proxy left behind, in the network namespace of this process. It refuses while one runs.
 func CleanKubeProxy(ctx context.Context, dryRun bool) (ProxyLeftovers, error) {
 	out := ProxyLeftovers{Removed: []string{}, DryRun: dryRun}
-	if pid := findKubeProxy("/proc"); pid != "" {
-		return out, fmt.Errorf("kube-proxy (pid %s) runs on this node and would put its rules back: stop it first (kubectl -n kube-system delete daemonset kube-proxy; in k3s disable-kube-proxy: true)", pid)
+	if who := findOtherProxy("/proc"); who != "" {
+		return out, fmt.Errorf("%s runs on this node and would put its rules back: stop it first (kubectl -n kube-system delete daemonset kube-proxy; in k3s disable-kube-proxy: true)", who)
 	}
 	rules, err := nft.Open(nft.Options{})
 	if err != nil {
@@ -57,7 +57,7 @@ func findLeftovers(ctx context.Context, out *ProxyLeftovers, rules *nft.Backend,
 
 // leftoverWarning names what a kube-proxy that does not run has in the kernel; empty if nothing. While one runs, all of it is in use.
 func (d *Daemon) leftoverWarning(ctx context.Context) (string, error) {
-	if findKubeProxy("/proc") != "" {
+	if findOtherProxy("/proc") != "" {
 		return "", nil
 	}
 	var found ProxyLeftovers

@@ -57,11 +57,9 @@ type Daemon struct {
 	// newest is the picture of the cluster with this node's own settings laid over it.
 	newest cluster.Holder
 	// rounds wakes who waits for a round of the loop.
-	rounds    cluster.Holder
-	save      chan *model.Snapshot
-	ready     atomic.Bool
-	proxy     string // who else serves Services, asked at proxySeen; only the loop uses both
-	proxySeen time.Time
+	rounds cluster.Holder
+	save   chan *model.Snapshot
+	ready  atomic.Bool
 	// firewalls are the chains of other programs that may drop what Pods send, firewallsSeen when they were looked for; only afterRound uses that.
 	firewalls     atomic.Pointer[[]string]
 	firewallsSeen time.Time

@@ -91,17 +91,35 @@ func (k *kernel) ForgetFlows(addrs []netip.Addr) {
 
 // ForgetPortFlows drops UDP flows that host ports which were opened or closed would have sent elsewhere.
 func (k *kernel) ForgetPortFlows(hp *model.HostPorts) {
-	var filters []conntrack.Filter
+	k.flows.forget(portFlows(hp, k.underlay.Load()))
+}
+
+// portFlows are the flows to host ports: those to an address of the node that nobody translated, and those to the Pod.
+func portFlows(hp *model.HostPorts, under *route.Underlay) (filters []conntrack.Filter) {
+	node := []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+	if under != nil {
+		for _, l := range under.Links {
+			for _, p := range l.Addresses {
+				node = append(node, p.Addr())
+			}
+		}
+	}
 	for _, m := range hp.Mappings {
 		if m.Protocol != model.UDP {
 			continue
 		}
-		filters = append(filters, conntrack.Filter{Proto: model.UDP, DstPort: m.HostPort, Untranslated: true})
+		at := node
+		if m.HostIP.IsValid() && !m.HostIP.IsUnspecified() {
+			at = []netip.Addr{m.HostIP}
+		}
+		for _, a := range at { // the port alone would be that of strangers' flows, too
+			filters = append(filters, conntrack.Filter{Proto: model.UDP, Dst: a, DstPort: m.HostPort, Untranslated: true})
+		}
 		for _, a := range hp.Addresses {
 			filters = append(filters, conntrack.Filter{Proto: model.UDP, DstPort: m.HostPort, Backend: a})
 		}
 	}
-	k.flows.forget(filters)
+	return filters
 }
 
 // ForgetService drops UDP flows whose endpoint or Service is gone.
