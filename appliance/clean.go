@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"time"
 
 	"go.uber.org/zap"
@@ -15,13 +18,15 @@ import (
 )
 
 // CleanKernel removes everything weft has in this node's kernel: tables, tunnel, routes, and the links of all Pods, which lose
-// their network. It refuses while a daemon owns the store.
+// their network. It refuses while a daemon owns the store; a store that is not there is not made for that.
 func CleanKernel(ctx context.Context, cfg config.Config, version string) (err error) {
-	s, err := openStore(cfg.StateDir, version, time.Second)
-	if err != nil {
-		return err
+	if _, missing := os.Stat(filepath.Join(cfg.StateDir, StoreName)); !errors.Is(missing, fs.ErrNotExist) {
+		s, busy := openStore(cfg.StateDir, version, time.Second)
+		if busy != nil {
+			return busy
+		}
+		defer func() { err = errors.Join(err, s.Close()) }()
 	}
-	defer func() { err = errors.Join(err, s.Close()) }()
 	k, err := openKernel(zap.NewNop())
 	if err != nil {
 		return err

@@ -39,22 +39,13 @@ func installCommand() *cli.Command {
 func uninstallCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "uninstall",
-		Usage: "take back what install did; Pods keep their network until they are restarted, unless --kernel",
+		Usage: "take back what install did; the kernel keeps links, routes and rules until a reboot, unless --kernel",
 		Flags: append(installFlags(),
 			&cli.BoolFlag{Name: "kernel", Usage: "also remove links, routes and rules: Pods lose their network now"},
 			&cli.BoolFlag{Name: "purge", Usage: "also remove weft.yaml and the store, and with it every lease"},
 		),
 		OnUsageError: usageError, Before: noArguments,
-		Action: func(c *cli.Context) error {
-			if err := carryOut(c, install.Uninstall); err != nil || !c.Bool("kernel") || c.Bool("dry-run") {
-				return err
-			}
-			cfg, err := config.Load(defaultConfig, false)
-			if err != nil {
-				cfg = config.Default()
-			}
-			return appliance.CleanKernel(c.Context, cfg, c.App.Version)
-		},
+		Action: func(c *cli.Context) error { return carryOut(c, install.Uninstall) },
 	}
 }
 
@@ -65,9 +56,16 @@ func carryOut(c *cli.Context, planFor func(context.Context, install.Env, install
 		return err
 	}
 	env.Root = c.String("root")
+	// Read now: the file may be gone when the kernel's turn comes.
+	cfg, err := config.Load(defaultConfig, false)
+	if err != nil {
+		cfg = config.Default()
+	}
+	env.CleanKernel = func(ctx context.Context) error { return appliance.CleanKernel(ctx, cfg, c.App.Version) }
 	plan, err := planFor(c.Context, env, install.Options{
 		CNIBinDir: c.String("cni-bin-dir"), CNIConfDir: c.String("cni-conf-dir"), Kubeconfig: c.String("kubeconfig"),
-		Manifests: c.String("manifests"), NoStart: c.Bool("no-start"), Purge: c.Bool("purge"),
+		Manifests: c.String("manifests"), NoStart: c.Bool("no-start"),
+		Kernel: c.Bool("kernel"), Purge: c.Bool("purge"),
 	})
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"weft.network/weft/appliance/config"
+	"weft.network/weft/appliance/control"
 	"weft.network/weft/packaging"
 )
 
@@ -47,6 +48,8 @@ type Env struct {
 	// Systemctl runs systemctl(1). It is the one program that weft ever starts: systemd has no file to write that says
 	// "start this now", its bus would be one more library, and nothing of the data path goes this way.
 	Systemctl func(ctx context.Context, args ...string) error
+	// CleanKernel takes everything of weft out of the running kernel.
+	CleanKernel func(ctx context.Context) error
 }
 
 // System returns the Env of the node this process runs on.
@@ -77,6 +80,8 @@ type Options struct {
 	Kubeconfig, Manifests string
 	// NoStart leaves the daemon as it is: neither started nor restarted.
 	NoStart bool
+	// Kernel lets Uninstall also take links, routes and rules out of the kernel.
+	Kernel bool
 	// Purge lets Uninstall also remove weft.yaml and the state, and with it every lease.
 	Purge bool
 }
@@ -236,7 +241,7 @@ func (p *planner) reload(ctx context.Context, node node, service string) {
 // daemon writes the unit and has systemd run it, anew when it is older than what it runs from.
 func (p *planner) daemon(ctx context.Context, c config.Config, opts Options) {
 	newUnit := p.write(unitFile, packaging.Unit, "")
-	socket := filepath.Join(c.RunDir, "weft.sock") // made when the daemon starts
+	socket := filepath.Join(c.RunDir, control.SocketName) // made when the daemon starts
 	if newUnit || p.newer(unitFile, socket) {
 		p.run("daemon-reload")
 	}

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -380,6 +381,68 @@ func TestInterrupted(t *testing.T) {
 		if !sd.enabled || !sd.active {
 			t.Errorf("after %s failed once, the daemon is not started: %v", call, sd.calls)
 		}
+	}
+}
+
+// TestUninstallKernel cleans the kernel after the daemon is stopped and before the files that say what it holds are gone, and
+// tells of the kernel whoever does not ask for it.
+func TestUninstallKernel(t *testing.T) {
+	env, sd := machine(t, machines["kubeadm"].files)
+	apply(t, plan(t, Install, env, Options{}), env)
+	put(t, env.path("/var/lib/weft/weft.db"), "leases", false)
+	if p := plan(t, Uninstall, env, Options{}); !slices.ContainsFunc(p.Next, func(n string) bool { return strings.Contains(n, "--kernel") }) {
+		t.Errorf("no word of what the kernel keeps:\n%s", p)
+	}
+	cleaned := 0
+	env.CleanKernel = func(context.Context) error {
+		cleaned++
+		if sd.active {
+			t.Error("the kernel is cleaned while the daemon runs")
+		}
+		for _, path := range []string{configFile, "/var/lib/weft/weft.db"} {
+			if !env.exists(path) {
+				t.Errorf("%s is gone before the kernel is cleaned", path)
+			}
+		}
+		return nil
+	}
+	p := plan(t, Uninstall, env, Options{Kernel: true, Purge: true})
+	apply(t, p, env)
+	if cleaned != 1 || env.exists("/var/lib/weft") || strings.Contains(strings.Join(p.Next, " "), "--kernel") {
+		t.Errorf("the kernel was cleaned %d times:\n%s", cleaned, p)
+	}
+}
+
+// TestUninstallBesideADaemon refuses while a weftd runs that nobody would stop: it would put its CNI configuration back.
+func TestUninstallBesideADaemon(t *testing.T) {
+	for name, tc := range map[string]struct {
+		systemd, active, refused bool
+	}{
+		"no systemd":                {refused: true},
+		"service, started by hand":  {systemd: true, refused: true},
+		"service, as it should run": {systemd: true, active: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			files := map[string]string{"run/weft/": ""}
+			if tc.systemd {
+				files["run/systemd/system/"] = ""
+			}
+			env, sd := machine(t, files)
+			apply(t, plan(t, Install, env, Options{}), env)
+			sd.active = tc.active
+			l, err := net.Listen("unix", env.path("/run/weft/weft.sock"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			if _, err := Uninstall(t.Context(), env, Options{}); (err != nil) != tc.refused || err != nil && !strings.Contains(err.Error(), "stop it first") {
+				t.Errorf("error %v, refused should be %v", err, tc.refused)
+			}
+			l.Close()
+			if _, err := Uninstall(t.Context(), env, Options{}); err != nil {
+				t.Errorf("when the daemon is stopped: %v", err)
+			}
+		})
 	}
 }
 

@@ -9,10 +9,14 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
+
+	"weft.network/weft/appliance/control"
 )
 
 // Action is what a step does.
@@ -27,6 +31,7 @@ const (
 	Write   Action = "write"   // text to Path
 	Remove  Action = "remove"  // Path, a folder with all that is in it
 	Run     Action = "run"     // systemctl with Args
+	Clean   Action = "clean"   // the kernel
 )
 
 // Step is one change of the node.
@@ -43,8 +48,11 @@ type Step struct {
 // String prints the step as one line.
 func (s Step) String() string {
 	text := s.Path
-	if s.Action == Run {
+	switch s.Action {
+	case Run:
 		text = "systemctl " + strings.Join(s.Args, " ")
+	case Clean:
+		text = "the kernel"
 	}
 	if s.Detail != "" {
 		text += "  (" + s.Detail + ")"
@@ -118,6 +126,8 @@ func (e Env) apply(ctx context.Context, s Step) error {
 		return os.RemoveAll(path)
 	case Run:
 		return e.Systemctl(ctx, s.Args...)
+	case Clean:
+		return e.CleanKernel(ctx)
 	}
 	return fmt.Errorf("unknown action %q", s.Action)
 }
@@ -149,6 +159,17 @@ func (e Env) path(p string) string { return filepath.Join(e.Root, p) }
 func (e Env) exists(p string) bool {
 	_, err := os.Lstat(e.path(p))
 	return err == nil
+}
+
+// listens reports whether a daemon answers in this run directory.
+func (e Env) listens(ctx context.Context, runDir string) bool {
+	d := net.Dialer{Timeout: time.Second}
+	conn, err := d.DialContext(ctx, "unix", filepath.Join(e.path(runDir), control.SocketName))
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
 }
 
 // newer reports whether both exist and a was written after b: a step that had to follow the writing of a may be missing,

@@ -2,6 +2,7 @@ package install
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"strings"
 
@@ -10,7 +11,7 @@ import (
 )
 
 // Uninstall returns what has to change for the node to be as it was before Install; no steps when nothing of weft is left.
-// weft.yaml and the state stay unless opts.Purge is set. What the kernel holds is not this package's concern.
+// weft.yaml and the state stay unless opts.Purge is set, and so does what the kernel holds unless opts.Kernel is.
 func Uninstall(ctx context.Context, env Env, opts Options) (Plan, error) {
 	node := detect(env)
 	p := &planner{Env: env, Plan: Plan{Verb: "uninstall", Platform: node.platform}}
@@ -29,9 +30,17 @@ func Uninstall(ctx context.Context, env Env, opts Options) (Plan, error) {
 		p.warn("%d Pod interfaces of weft are still in use: drain the node first, or the runtime cannot take them down", n)
 	}
 
-	// First nobody may call weft, then nothing of it may be there.
-	if node.systemd && env.exists(unitFile) {
+	service := node.systemd && env.exists(unitFile)
+	if env.listens(ctx, c.RunDir) && (!service || env.Systemctl(ctx, "is-active", "--quiet", unit) != nil) {
+		return Plan{}, fmt.Errorf("a weftd that is not the service %s still runs and would put back what is removed: stop it first (its process, or delete the DaemonSet weft)", unit)
+	}
+
+	// First nobody may call weft, then nothing of it may be there. The kernel comes before the state, which says what it holds.
+	if service {
 		p.run("disable", "--now", unit)
+	}
+	if opts.Kernel {
+		p.add(Step{Action: Clean, Detail: "links, routes and rules; Pods lose their network"})
 	}
 	p.remove(filepath.Join(c.CNIConfDir, packaging.ConflistName))
 	for _, name := range Plugins {
@@ -59,8 +68,8 @@ func Uninstall(ctx context.Context, env Env, opts Options) (Plan, error) {
 		p.remove(configFile)
 		p.removeFolder(filepath.Dir(configFile))
 	}
-	if !node.systemd && env.exists(filepath.Join(c.RunDir, "weft.sock")) {
-		p.next("stop weftd if it still runs")
+	if len(p.Steps) > 0 && !opts.Kernel {
+		p.next("reboot before another network, kube-proxy or DNS server takes over: until then the kernel has weft's links, routes, Services, policies and DNS address; weft uninstall --kernel removes them at once")
 	}
 	if rbac {
 		p.next("after the last node: kubectl -n kube-system delete clusterrolebinding/weft clusterrole/weft rolebinding/weft role/weft serviceaccount/weft")

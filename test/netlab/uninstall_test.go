@@ -37,4 +37,11 @@ func TestUninstallKernel(t *testing.T) {
 			t.Errorf("%q is left:\n%s", mark, after)
 		}
 	}
+	s.out("node1", "rm /var/lib/weft/weft.db")
+	if _, err := s.Output(s.ctx, "node1", uninstall...); err != nil {
+		t.Fatal(err)
+	}
+	if out := s.out("node1", "ls /var/lib/weft"); strings.Contains(out, "weft.db") {
+		t.Errorf("cleaning made a new store: %s", out)
+	}
 }
