@@ -23,6 +23,7 @@ type healthServers struct {
 
 	mu      sync.Mutex
 	servers map[model.ServiceKey]*healthServer
+	failed  map[model.ServiceKey]uint16 // ports that could not be served, which is said once
 }
 
 type healthServer struct {
@@ -43,12 +44,17 @@ func (h *healthServers) apply(want map[model.ServiceKey]service.HealthCheck) {
 			delete(h.servers, key)
 		}
 	}
+	failed := map[model.ServiceKey]uint16{}
+	defer func() { h.failed = failed }()
 	for key, w := range want {
 		s := h.servers[key]
 		if s == nil {
 			var err error
 			if s, err = startHealthServer(key, w.Port); err != nil {
-				h.log.Warn("a health check port cannot be served", zap.Stringer("service", key), zap.Error(err))
+				if h.failed[key] != w.Port {
+					h.log.Warn("a health check port cannot be served", zap.Stringer("service", key), zap.Error(err))
+				}
+				failed[key] = w.Port
 				continue // tried again with the next round
 			}
 			h.servers[key] = s

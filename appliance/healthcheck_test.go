@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"weft.network/weft/appliance/compile/service"
 	"weft.network/weft/appliance/model"
@@ -66,4 +67,27 @@ func TestHealthServers(t *testing.T) {
 	if code, _ := ask(other); code != 0 {
 		t.Error("answers although the Service is gone")
 	}
+}
+
+// TestHealthServerSaysItOnce: a port that somebody else has is tried with every round, and spoken of once.
+func TestHealthServerSaysItOnce(t *testing.T) {
+	taken, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	core, logs := observer.New(zap.WarnLevel)
+	h := &healthServers{log: zap.New(core), servers: map[model.ServiceKey]*healthServer{}}
+	key, port := model.ServiceKey{Namespace: "default", Name: "web"}, uint16(taken.Addr().(*net.TCPAddr).Port)
+	for range 3 {
+		h.apply(map[model.ServiceKey]service.HealthCheck{key: {Port: port, LocalEndpoints: 1}})
+	}
+	if logs.Len() != 1 {
+		t.Errorf("said %d times", logs.Len())
+	}
+	_ = taken.Close()
+	h.apply(map[model.ServiceKey]service.HealthCheck{key: {Port: port, LocalEndpoints: 1}})
+	if code, _ := ask(port); code != 200 {
+		t.Errorf("free again, and answered with %d", code)
+	}
+	h.apply(nil)
 }

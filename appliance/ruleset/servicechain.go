@@ -72,17 +72,25 @@ func (p picker) remember(f family, i int, frontend []Expr, endpoints string) []R
 	client := Concat{f.saddr, f.daddr, MetaL4Proto, THDport}
 	refresh := Remember{Map: memory, Key: client, Data: MetaPriority, Timeout: p.timeout}
 	byName := DNATMap(f.Family, endpoints, append(slices.Clone(frontend), MetaPriority)...)
-	draw := Assign{Target: MetaPriority, From: MapOf{Key: append(slices.Clone(Concat(frontend)), Numgen{Mod: uint32(p.n)}), Map: serviceSet(setID(i, choices)).Name}}
+	draw := func(n int) Statement {
+		return Assign{Target: MetaPriority, From: MapOf{Key: append(slices.Clone(Concat(frontend)), Numgen{Mod: uint32(n)}), Map: serviceSet(setID(i, choices)).Name}}
+	}
 	recall := Assign{Target: MetaPriority, From: MapOf{Key: client, Map: memory}}
 	rules := []Rule{
 		chosenHere,
 		R("the endpoint that the client had", recall, refresh, byName),
 		R("it is gone", Forget{Map: memory, Key: client, Data: MetaPriority}),
-		R("a new client", draw, refresh, byName),
-		R("the memory is full", draw, byName),
+		R("a new client", draw(p.n), refresh, byName),
+		R("the memory is full", draw(p.n), byName),
 	}
+	if p.n > 1 { // and if fewer are left than the name of this chain says, as in chain
+		rules = append(rules, R("", draw(1), byName))
+	}
+	rules = append(rules, R("", Drop))
 	if p.node { // nothing else brings the check of the family with it
-		rules[4].Statements = append([]Statement{NFProto(f.Family)}, rules[4].Statements...)
+		for r := 4; r < len(rules); r++ {
+			rules[r].Statements = append([]Statement{NFProto(f.Family)}, rules[r].Statements...)
+		}
 	}
 	return rules
 }
@@ -266,7 +274,8 @@ func (s *skeleton) masquerade() {
 		&Chain{Name: "translated", Comment: "source addresses by which the answer finds its way", Rules: append(rules, R("", Masquerade{FullyRandom: true}))},
 		&Chain{
 			Name: "postrouting", Comment: "connections that were sent to an endpoint",
-			Base:  &Base{Type: NATing, Hook: Postrouting, Priority: PrioritySrcNAT},
-			Rules: []Rule{R("", Masked(CtMark, ServiceMark, ServiceMark), Goto("translated"))},
+			Base: &Base{Type: NATing, Hook: Postrouting, Priority: PrioritySrcNAT},
+			// Others may use the same bit of the mark for what they like.
+			Rules: []Rule{R("", Masked(CtMark, ServiceMark, ServiceMark), HasAny{Left: CtStatus, Bits: StatusDNAT}, Goto("translated"))},
 		})
 }

@@ -101,7 +101,7 @@ func features() []feature {
 		memoryFeature(),
 		{"limits", "CONFIG_NFT_LIMIT", filter(ruleset.Prerouting, ruleset.Limit{Rate: 1, Per: ruleset.Second, Burst: 5})},
 		{"logging", "CONFIG_NFT_LOG and CONFIG_NETFILTER_NETLINK_LOG", filter(ruleset.Prerouting, ruleset.Log{Group: 77, Prefix: "weft", Snaplen: 80})},
-		{"rejection", "CONFIG_NFT_REJECT_INET", filter(ruleset.Input, ruleset.RejectPort)},
+		{"rejection", "CONFIG_NFT_REJECT_INET and Linux 5.9 or newer", filter(ruleset.Prerouting, ruleset.RejectPort)},
 		{"maps of addresses and ports", "Linux 5.6 or newer", setTable(ruleset.Set{Key: []ruleset.Type{addr, port}, Data: []ruleset.Type{addr, port}},
 			ruleset.Element{Key: ruleset.Tuple(any4, ruleset.Port(1)), Data: ruleset.Tuple(any4, ruleset.Port(1))})},
 		{"sets of ranges", "Linux 5.6 or newer", setTable(ruleset.Set{Key: []ruleset.Type{addr}, Interval: true}, ruleset.Element{Key: any4, End: any4})},
