@@ -175,6 +175,11 @@ func (a *Attacher) pick(ctx context.Context, req Request, ranges, own [][]ipam.R
 		if who, ok := a.ownerElsewhere(req.Key.Network, addr, own); ok {
 			return "held by " + who.String()
 		}
+		if req.Taken != nil {
+			if who := req.Taken(addr); who != "" {
+				return who
+			}
+		}
 		if req.Kind != model.LeasePod {
 			return ""
 		}

@@ -18,6 +18,8 @@ type Request struct {
 	NSFD  int
 	// Ranges, one set per address; empty means this node's own Pod ranges.
 	Ranges [][]ipam.Range
+	// Taken says who has an address although the store knows nothing of it, empty when nobody has. May be nil.
+	Taken func(netip.Addr) string
 	// Want are addresses asked for by name.
 	Want []netip.Addr
 	MAC  model.MAC

@@ -589,3 +589,28 @@ func (r *rig) view(what string) string {
 	r.t.Fatalf("unknown command %s", what)
 	return ""
 }
+
+// TestTaken passes over addresses that somebody else keeps the books of, and refuses them by name.
+func TestTaken(t *testing.T) {
+	r := newRig(t)
+	req := r.request("c1", "p1")
+	req.Key, req.Kind = keyOf("bridge", "c1"), model.LeaseIPAM
+	nr, err := ipam.NodeRange(netip.MustParsePrefix("10.5.0.0/28"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Ranges = [][]ipam.Range{{nr}}
+	req.Taken = func(a netip.Addr) string {
+		if a == netip.MustParseAddr("10.5.0.2") {
+			return "somebody"
+		}
+		return ""
+	}
+	if res, err := r.a.Add(t.Context(), req); err != nil || texts(res.Lease.Addresses) != "10.5.0.3" {
+		t.Errorf("it gave %+v, %v", res.Lease, err)
+	}
+	req.Key, req.Want = keyOf("bridge", "c2"), []netip.Addr{netip.MustParseAddr("10.5.0.2")}
+	if _, err := r.a.Add(t.Context(), req); err == nil || !strings.Contains(err.Error(), "it is in use: somebody") {
+		t.Errorf("by name: %v", err)
+	}
+}

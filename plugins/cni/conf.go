@@ -85,6 +85,8 @@ type ipamConf struct {
 	Routes []*types.Route `json:"routes"`
 	// ResolvConf is a file as in resolv.conf(5) whose content becomes the DNS settings of the result.
 	ResolvConf string `json:"resolvConf"`
+	// DataDir is where the reference plugin host-local kept what it gave.
+	DataDir string `json:"dataDir"`
 }
 
 type rangeConf struct {

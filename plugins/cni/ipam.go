@@ -21,6 +21,9 @@ func ipamAdd(ctx context.Context, t *task) (*types100.Result, error) {
 	if t.call.Plugin == "host-local" && len(req.Ranges) == 0 {
 		return nil, badConf("ipam.ranges is missing: host-local needs at least one subnet (weft-ipam takes the node's Pod ranges)")
 	}
+	if t.call.Plugin == "host-local" {
+		req.Taken = t.takenBefore
+	}
 	for i, r := range t.conf.IPAM.Routes {
 		if r == nil || r.Dst.IP == nil {
 			return nil, badConf("ipam.routes[%d] has no dst", i)
@@ -77,7 +80,12 @@ func (t *task) ipamResult(got attach.Result, dns types.DNS) *types100.Result {
 	return res
 }
 
-func ipamDel(ctx context.Context, t *task) error { return t.a.Del(ctx, t.key(), model.LeaseIPAM) }
+func ipamDel(ctx context.Context, t *task) error {
+	if err := t.a.Del(ctx, t.key(), model.LeaseIPAM); err != nil || t.call.Plugin != "host-local" {
+		return err
+	}
+	return t.releaseBefore()
+}
 
 func ipamCheck(ctx context.Context, t *task) error {
 	req, err := t.request(model.LeaseIPAM)
