@@ -49,7 +49,7 @@ func (d *Daemon) openServices() {
 		return
 	}
 	d.loop.Services = &reconcile.Services{
-		Flows: d.kernel, Yield: d.newProxyWatch().other, Metrics: reconcile.NewServiceMetrics(), NodePortAddresses: d.nodePortAddresses,
+		Flows: d.kernel, Yield: d.newProxyWatch().other, Metrics: reconcile.NewServiceMetrics(), NodePortAddresses: d.nodePortAddresses, OtherNetwork: !d.cfg.Has(config.RoleFabric),
 	}
 }
 

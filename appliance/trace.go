@@ -314,7 +314,7 @@ func traceStore(ctx context.Context, cfg config.Config) (t *tracing, closing fun
 	}, dry, dry, zap.NewNop())
 	loop.NoFabric = !cfg.Has(config.RoleFabric)
 	if cfg.Has(config.RoleServices) {
-		loop.Services = &reconcile.Services{Flows: dry}
+		loop.Services = &reconcile.Services{Flows: dry, OtherNetwork: loop.NoFabric}
 	}
 	if cfg.Has(config.RolePolicy) {
 		loop.Policies = &reconcile.Policies{Attached: func() []*model.Lease { return state.Leases }}

@@ -1,7 +1,9 @@
 package reconcile
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"weft.network/weft/appliance/compile/route"
@@ -28,6 +30,8 @@ type Services struct {
 	Metrics *ServiceMetrics
 	// NodePortAddresses are the addresses at which node ports answer; empty means all of the node's.
 	NodePortAddresses func(self *model.Node) []netip.Prefix
+	// OtherNetwork says that another network gives Pods their addresses: these need not be in the node's ranges.
+	OtherNetwork bool
 
 	compiler service.Compiler
 	rules    ruleset.Services
@@ -39,6 +43,9 @@ type Services struct {
 	pending   bool
 	triggered []int64
 	started   time.Time
+	// pods are those that localPods were made from, with the ranges.
+	pods              map[model.PodKey]*model.Pod
+	ranges, localPods []netip.Prefix
 }
 
 // compile works out what this node serves. With an unchanged Snapshot it costs a few comparisons. Only what is put in force counts
@@ -60,11 +67,37 @@ func (s *Services) compile(snap *model.Snapshot, self *model.Node, state *route.
 		s.triggered = append(s.triggered, c.Triggered...)
 		s.Metrics.compiled(c, self.Addresses)
 	}
-	in := ruleset.ServicesInput{Frontends: s.result.Frontends, PodRanges: state.PodRanges}
+	in := ruleset.ServicesInput{Frontends: s.result.Frontends, PodRanges: s.podRanges(snap, self, state.PodRanges)}
 	if s.NodePortAddresses != nil {
 		in.NodePortAddresses = s.NodePortAddresses(self)
 	}
 	return s.rules.Table(in)
+}
+
+// podRanges are where the Pods of this node are: connections from and to them keep their source address.
+func (s *Services) podRanges(snap *model.Snapshot, self *model.Node, ranges []netip.Prefix) []netip.Prefix {
+	if !s.OtherNetwork {
+		return ranges
+	}
+	if s.localPods != nil && model.SameMap(s.pods, snap.Pods) && slices.Equal(s.ranges, ranges) {
+		return s.localPods
+	}
+	seen := map[netip.Addr]bool{}
+	for _, p := range snap.Pods {
+		if p.Node != self.Name || p.HostNetwork || p.Completed {
+			continue
+		}
+		for _, a := range p.Addresses {
+			if !slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) }) {
+				seen[a] = true
+			}
+		}
+	}
+	s.pods, s.ranges, s.localPods = snap.Pods, ranges, append([]netip.Prefix{}, ranges...)
+	for _, a := range slices.SortedFunc(maps.Keys(seen), netip.Addr.Compare) {
+		s.localPods = append(s.localPods, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return s.localPods
 }
 
 // committed forgets the flows that cannot go on, once the kernel has the new rules.
