@@ -10,6 +10,8 @@ import (
 	"github.com/coredns/caddy/caddyfile"
 	"github.com/coredns/coredns/plugin"
 	"github.com/miekg/dns"
+
+	"weft.network/weft/plugins/clusterdns"
 )
 
 // Settings are what the Corefile is made of.
@@ -45,7 +47,7 @@ type file struct {
 
 // directives is every directive that is linked, in the order in which a query passes them. The names of the cluster come before
 // the cache: they are in memory already, and a cache would hide new ones behind the denial of yesterday.
-var directives = []string{blockDirective, "errors", "log", "loadbalance", "rewrite", "hosts", "weft", "cache", "forward"}
+var directives = []string{blockDirective, "errors", "log", "loadbalance", "rewrite", "hosts", clusterdns.Name, "cache", "forward"}
 
 // ours are the directives of common Corefiles that weft does itself.
 var ours = []string{"bind", "debug", "health", "kubernetes", "loop", "prometheus", "ready", "reload"}
@@ -61,7 +63,8 @@ func corefile(s Settings) (file, error) {
 		return f, err
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, ". {\n\t%s\n", blockDirective)
+	// The domain is a zone of its own: CoreDNS takes the longest one, and a further block may be for a parent of it.
+	fmt.Fprintf(&b, ". %s {\n\t%s\n", s.Domain, blockDirective)
 	for _, d := range directives[1:] {
 		if text := main[d]; text != "" {
 			b.WriteString(text)
@@ -69,7 +72,7 @@ func corefile(s Settings) (file, error) {
 	}
 	b.WriteString("}\n")
 	for _, snippet := range s.Servers {
-		text, err := f.servers(s, snippet)
+		text, err := f.servers(s, snippet, main[clusterdns.Name])
 		if err != nil {
 			return f, err
 		}
@@ -82,9 +85,9 @@ func corefile(s Settings) (file, error) {
 // defaults are the directives of the main server.
 func defaults(s Settings) map[string]string {
 	out := map[string]string{
-		"errors":      "\terrors {\n\t\tconsolidate 30s \".*\"\n\t}\n",
-		"loadbalance": "\tloadbalance round_robin\n",
-		"weft":        fmt.Sprintf("\tweft %s in-addr.arpa ip6.arpa {\n\t\tpods %s\n\t\tttl %d\n\t\tfallthrough in-addr.arpa ip6.arpa\n\t}\n", s.Domain, s.Pods, s.TTL),
+		"errors":        "\terrors {\n\t\tconsolidate 30s \".*\"\n\t}\n",
+		"loadbalance":   "\tloadbalance round_robin\n",
+		clusterdns.Name: fmt.Sprintf("\tweft %s in-addr.arpa ip6.arpa {\n\t\tpods %s\n\t\tttl %d\n\t\tfallthrough in-addr.arpa ip6.arpa\n\t}\n", s.Domain, s.Pods, s.TTL),
 		// Popular names are asked for again before they end; what the upstream cannot say again is said once more for an hour.
 		"cache": "\tcache {\n\t\tsuccess 9984 3600\n\t\tdenial 9984 30\n\t\tprefetch 5 1m 10%\n\t\tserve_stale 1h verify 250ms 30s 5s\n\t\tservfail 1s\n\t}\n",
 	}
@@ -128,8 +131,9 @@ func (f *file) override(s Settings) (map[string]string, error) {
 	return out, nil
 }
 
-// servers returns further server blocks in the form that is set up.
-func (f *file) servers(s Settings, snippet Snippet) (string, error) {
+// servers returns further server blocks in the form that is set up. names is the directive that answers for the cluster: in a block for
+// addresses it tells the names of those that are the cluster's.
+func (f *file) servers(s Settings, snippet Snippet, names string) (string, error) {
 	blocks, err := parse(snippet, snippet.Text)
 	if err != nil {
 		return "", err
@@ -152,9 +156,12 @@ func (f *file) servers(s Settings, snippet Snippet) (string, error) {
 		}
 		fmt.Fprintf(&b, "%s {\n\t%s\n", strings.Join(zones, " "), blockDirective)
 		for _, d := range directives[1:] {
-			if tokens := block.Tokens[d]; d == "weft" && tokens != nil {
+			switch tokens := block.Tokens[d]; {
+			case d == clusterdns.Name && tokens != nil:
 				return "", fmt.Errorf("%s: the directive weft belongs to weft itself", snippet.Source)
-			} else if tokens != nil {
+			case d == clusterdns.Name && slices.ContainsFunc(zones, func(z string) bool { return dns.IsSubDomain("arpa.", z) }):
+				b.WriteString(names)
+			case tokens != nil:
 				b.WriteString(render(nodeUpstreams(s, d, tokens)))
 			}
 		}

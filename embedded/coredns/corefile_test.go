@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/miekg/dns"
+
 	"weft.network/weft/plugins/clusterdns"
 )
 
@@ -78,6 +80,32 @@ func TestSnippetsThatAreTaken(t *testing.T) {
 	}
 	if len(st.Warnings) != 3 || st.Error != "" || st.Direct != 0 {
 		t.Errorf("%+v", st)
+	}
+}
+
+// TestBlocksAroundTheCluster: CoreDNS takes the longest zone, so a block for a parent of the cluster's domain, or for addresses of the cluster,
+// must leave the cluster's names to weft.
+func TestBlocksAroundTheCluster(t *testing.T) {
+	world, corp := upstream(t, says("192.0.2.1", 60)), upstream(t, says("192.0.2.2", 60))
+	s := newSite(t, world)
+	set := s.settings4(world)
+	set.Servers = []Snippet{{"corp.server", "local 10.0.0.0/8 {\n forward . " + corp.String() + "\n}\n"}}
+	for _, override := range []string{"", "rewrite name exact short.example.org www.example.org\n"} { // with the short way, and without
+		set.Override = []Snippet{{"own.override", override}}
+		if err := s.Configure(set); err != nil {
+			t.Fatal(err)
+		}
+		s.expect("web.default.svc.cluster.local.", "10.96.0.20")
+		s.expect("nope.default.svc.cluster.local.", "NXDOMAIN")
+		s.expect("printer.local.", "192.0.2.2")
+		s.expect("9.9.0.10.in-addr.arpa.", "192.0.2.2")
+		s.expect("www.example.org.", "192.0.2.1")
+		for _, proto := range []string{"udp", "tcp"} {
+			r := s.ask(proto, "20.0.96.10.in-addr.arpa.", dns.TypePTR)
+			if len(r.Answer) != 1 || !strings.HasSuffix(r.Answer[0].String(), "web.default.svc.cluster.local.") {
+				t.Errorf("the name of a ClusterIP over %s: %v", proto, r)
+			}
+		}
 	}
 }
 
