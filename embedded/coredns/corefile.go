@@ -3,6 +3,7 @@ package coredns
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -55,6 +56,9 @@ var ours = []string{"bind", "debug", "health", "kubernetes", "loop", "prometheus
 // afterNames are the directives that cannot change what a name of the cluster means.
 var afterNames = []string{"cache", "errors", "forward"}
 
+// several are the directives that may be there more than once; of forward, the first one for a name counts.
+var several = []string{"forward", "log", "rewrite"}
+
 // corefile writes the Corefile, or says what is wrong with a snippet.
 func corefile(s Settings) (file, error) {
 	f := file{direct: true}
@@ -104,6 +108,7 @@ func defaults(s Settings) map[string]string {
 // override lays the user's directives over the defaults.
 func (f *file) override(s Settings) (map[string]string, error) {
 	out := defaults(s)
+	own, from, all := map[string]string{}, map[string]string{}, false
 	for _, snippet := range s.Override {
 		if open := braces(snippet); open != 0 {
 			return nil, fmt.Errorf("%s: %d braces are open at the end (server blocks belong into *.server)", snippet.Source, open)
@@ -116,19 +121,44 @@ func (f *file) override(s Settings) (map[string]string, error) {
 		if len(blocks) != 1 {
 			return nil, fmt.Errorf("%s: a brace is closed that was not opened; server blocks belong into *.server", snippet.Source)
 		}
-		for d, tokens := range blocks[0].Tokens {
+		for _, d := range slices.Sorted(maps.Keys(blocks[0].Tokens)) {
+			tokens := blocks[0].Tokens[d]
 			if slices.Contains(ours, d) {
 				f.warnings = append(f.warnings, fmt.Sprintf("%s: %s is left out: weft does that itself", snippet.Source, d))
 				continue
 			}
+			if from[d] != "" && !slices.Contains(several, d) {
+				return nil, fmt.Errorf("%s: %s is in %s, too, and can be there once only: put both together", snippet.Source, d, from[d])
+			}
 			if !slices.Contains(afterNames, d) {
 				f.direct = false
 			}
-			out[d] = render(nodeUpstreams(s, d, tokens))
+			own[d] += render(nodeUpstreams(s, d, tokens))
+			from[d], all = snippet.Source, all || d == "forward" && forwardsAll(tokens)
 		}
+	}
+	for d, text := range own {
+		if d == "forward" && !all {
+			text += out[d]
+		}
+		out[d] = text
 	}
 	slices.Sort(f.warnings)
 	return out, nil
+}
+
+// forwardsAll reports whether one of the directives forward is for all names.
+func forwardsAll(tokens []caddyfile.Token) bool {
+	d := caddyfile.NewDispenserTokens("", tokens)
+	for d.Next() {
+		if d.NextArg() && slices.Contains(plugin.Host(d.Val()).NormalizeExact(), ".") {
+			return true
+		}
+		d.RemainingArgs()
+		for d.NextBlock() {
+		}
+	}
+	return false
 }
 
 // servers returns further server blocks in the form that is set up. names is the directive that answers for the cluster: in a block for

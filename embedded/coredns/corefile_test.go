@@ -14,6 +14,7 @@ func TestSnippetsThatAreRefused(t *testing.T) {
 	s := newSite(t, upstream(t, says("192.0.2.1", 60)))
 	for name, tc := range map[string]struct {
 		override, servers string
+		twice             bool // an earlier piece has the same in it
 		want              []string
 	}{
 		"unknown directive":       {override: "nonsense 1\n", want: []string{"kube-system/coredns-custom test.override:1", "nonsense", "known are"}},
@@ -30,6 +31,7 @@ func TestSnippetsThatAreRefused(t *testing.T) {
 		"TLS":                     {servers: "tls://example.org {\n errors\n}\n", want: []string{"scheme"}},
 		"twice":                   {servers: "example.org {\n errors\n}\nexample.org {\n errors\n}\n", want: []string{"another block"}},
 		"weft's own":              {servers: "example.org {\n weft example.org\n}\n", want: []string{"weft"}},
+		"once only":               {override: "cache 30\n", twice: true, want: []string{"test.override: cache is in kube-system/coredns-custom first.override, too", "once"}},
 		"a directive of weft's":   {override: "weftblock\n", want: []string{"weftblock"}},
 		"upstream that is a word": {override: "forward . not-an-address\n", want: []string{"not-an-address"}},
 	} {
@@ -37,6 +39,9 @@ func TestSnippetsThatAreRefused(t *testing.T) {
 			set := s.settings4()
 			if tc.override != "" {
 				set.Override = []Snippet{{"kube-system/coredns-custom test.override", tc.override}}
+			}
+			if tc.twice {
+				set.Override = append([]Snippet{{"kube-system/coredns-custom first.override", tc.override}}, set.Override...)
 			}
 			if tc.servers != "" {
 				set.Servers = []Snippet{{"kube-system/coredns-custom test.server", tc.servers}}
@@ -107,6 +112,31 @@ func TestBlocksAroundTheCluster(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestOverridesAddUp: pieces of several keys stand side by side, and a forward for one zone leaves the rest of the world where it was.
+func TestOverridesAddUp(t *testing.T) {
+	world, corp, own := upstream(t, says("192.0.2.1", 60)), upstream(t, says("192.0.2.2", 60)), upstream(t, says("192.0.2.3", 60))
+	s := newSite(t, world)
+	set := s.settings4(world)
+	set.Override = []Snippet{
+		{"a.override", "rewrite name exact one.example.org web.default.svc.cluster.local\nforward corp.example " + corp.String() + " {\n max_concurrent 9\n}\n"},
+		{"b.override", "rewrite name exact two.example.org web.default.svc.cluster.local\nforward other.example " + corp.String() + "\n"},
+	}
+	if err := s.Configure(set); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		"one.example.org.": "10.96.0.20", "two.example.org.": "10.96.0.20", "a.corp.example.": "192.0.2.2", "a.other.example.": "192.0.2.2", "www.example.net.": "192.0.2.1",
+	} {
+		s.expect(name, want)
+	}
+	set.Override = append(set.Override, Snippet{"c.override", "forward .:53 " + own.String() + "\n"})
+	if err := s.Configure(set); err != nil {
+		t.Fatal(err)
+	}
+	s.expect("a.corp.example.", "192.0.2.2")
+	s.expect("www.example.net.", "192.0.2.3") // the user's, in the place of the default
 }
 
 // FuzzCorefile makes sure that no snippet ends the process, or opens a listener of its own.
