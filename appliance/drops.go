@@ -76,13 +76,16 @@ func (d *Daemon) watchDrops(ctx context.Context) {
 	if d.loop.Policies == nil {
 		return
 	}
-	packets, err := nflog.Listen(ctx, nflog.Options{Group: ruleset.PolicyLogGroup})
-	if err != nil {
-		d.log.Error("packets that policies drop are not recorded", zap.Error(err))
-		return
-	}
-	for p := range packets {
-		d.dropped(&p)
+	packets := follow(ctx, d.log, "packets that policies drop are not recorded", func(ctx context.Context) (<-chan nflog.Packet, error) {
+		return nflog.Listen(ctx, nflog.Options{Group: ruleset.PolicyLogGroup})
+	})
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case p := <-packets:
+			d.dropped(&p)
+		}
 	}
 }
 

@@ -201,8 +201,8 @@ func (k *kernel) EnsureSysctls(ctx context.Context) (changes, problems []string)
 // watch merges what links, routes and the packet filter report. It ends with ctx.
 func (k *kernel) watch(ctx context.Context) <-chan reconcile.Trigger {
 	out := make(chan reconcile.Trigger)
-	links := follow(ctx, k.log, "links and routes", k.Watch)
-	rules := follow(ctx, k.log, "the packet filter", k.rules.Watch)
+	links := follow(ctx, k.log, "changes of links and routes are only seen by the audit, once a minute", k.Watch)
+	rules := follow(ctx, k.log, "changes of the packet filter are only seen by the audit, once a minute", k.rules.Watch)
 	go func() {
 		defer close(out)
 		for ctx.Err() == nil {
@@ -228,10 +228,12 @@ func (k *kernel) watch(ctx context.Context) <-chan reconcile.Trigger {
 // reopen is the pause before a socket is opened again that has failed. The audit finds what nobody told of meanwhile.
 const reopen = time.Minute
 
-// follow tells of events until ctx ends, from one channel after the other: one that is closed before has lost its socket.
-func follow[E any](ctx context.Context, log *zap.Logger, what string, open func(context.Context) (<-chan E, error)) <-chan E {
+// follow tells of events until ctx ends, from one channel after the other: one that is closed before has lost its socket. without says
+// what is amiss while there is none.
+func follow[E any](ctx context.Context, log *zap.Logger, without string, open func(context.Context) (<-chan E, error)) <-chan E {
 	out := make(chan E)
 	go func() {
+		said := ""
 		for ctx.Err() == nil {
 			events, err := open(ctx)
 			for ok := err == nil; ok; {
@@ -247,7 +249,10 @@ func follow[E any](ctx context.Context, log *zap.Logger, what string, open func(
 			if ctx.Err() != nil {
 				return
 			}
-			log.Error("changes of "+what+" are only seen by the audit, once a minute", zap.Error(err))
+			if text := fmt.Sprint(err); text != said { // a kernel without it will not have it in a minute
+				log.Error(without, zap.Error(err))
+				said = text
+			}
 			select {
 			case <-ctx.Done():
 			case <-time.After(reopen):

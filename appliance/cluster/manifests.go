@@ -23,8 +23,10 @@ const (
 	settle = 50 * time.Millisecond
 	// settleMost bounds that wait.
 	settleMost = time.Second
-	// pollInterval is how often the files are read while they cannot be watched.
-	pollInterval = time.Second
+	// pollInterval is how often the files are read while they cannot be watched, auditInterval how often while they are: nobody tells of
+	// a link to another folder that was switched, nor of what another machine writes to a shared disk.
+	pollInterval  = time.Second
+	auditInterval = 10 * time.Second
 )
 
 // ManifestsOptions say which files to read.
@@ -60,6 +62,7 @@ type Manifests struct {
 	said    map[string]bool   // problems of the last attempt
 	seed    maphash.Seed
 	again   chan struct{} // has a value when other Secrets are referred to
+	audit   time.Duration // auditInterval; tests replace it
 }
 
 // parsed is what a file with that content holds.
@@ -89,6 +92,7 @@ func NewManifests(o ManifestsOptions) (*Manifests, error) {
 		said:    map[string]bool{},
 		seed:    maphash.MakeSeed(),
 		again:   make(chan struct{}, 1),
+		audit:   auditInterval,
 	}, nil
 }
 
@@ -102,28 +106,36 @@ func (m *Manifests) Recorder() Recorder { return noEvents{} }
 func (m *Manifests) Run(ctx context.Context, publish func(*model.Snapshot)) error {
 	watcher, err := fsnotify.NewWatcher() // fails when the machine has no inotify instances left
 	var events <-chan fsnotify.Event
-	var overflows <-chan error
+	lost := make(chan struct{}, 1)
 	if err == nil {
 		defer func() { _ = watcher.Close() }()
-		events, overflows = watcher.Events, watcher.Errors
+		events = watcher.Events
+		// Read all the time: fsnotify may hold the lock that watch waits for while it tells of an error.
+		go func() {
+			for range watcher.Errors {
+				select {
+				case lost <- struct{}{}:
+				default:
+				}
+			}
+		}()
 	}
-	poll := time.NewTicker(pollInterval)
-	defer poll.Stop()
 	for ctx.Err() == nil {
-		watched := m.watch(watcher)
-		m.load(publish)
-		blind := poll.C
-		if watched {
-			blind = nil
+		again := pollInterval
+		if m.watch(watcher) {
+			again = m.audit
 		}
+		m.load(publish)
+		timer := time.NewTimer(again)
 		select {
 		case <-ctx.Done():
-		case <-blind:
+		case <-timer.C:
 		case <-m.again:
-		case <-overflows: // events were lost: read everything
+		case <-lost: // events were lost: read everything
 		case <-events: // one file was touched; more will follow
 			quiet(ctx, events)
 		}
+		timer.Stop()
 	}
 	return nil
 }

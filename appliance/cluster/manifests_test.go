@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -458,6 +459,49 @@ func TestMountedConfigMap(t *testing.T) {
 	writeFile(t, filepath.Join(dir, "..2", "n.yaml"), named(nodeA, "a", "b"))
 	link("..2", "..data")
 	w.untilNodes("b")
+}
+
+// TestSwitchedFolder: the folder is a link that is switched to another one, of which no event tells.
+func TestSwitchedFolder(t *testing.T) {
+	dir := t.TempDir()
+	current := filepath.Join(dir, "current")
+	for _, version := range []string{"a", "b"} {
+		writeFile(t, filepath.Join(dir, version, "n.yaml"), named(nodeA, "a", version))
+	}
+	if err := os.Symlink("a", current); err != nil {
+		t.Fatal(err)
+	}
+	w := manifests(t, current)
+	w.source.(*Manifests).audit = 20 * time.Millisecond
+	w.run()
+	w.untilNodes("a")
+	if err := errors.Join(os.Symlink("b", current+".tmp"), os.Rename(current+".tmp", current)); err != nil {
+		t.Fatal(err)
+	}
+	w.untilNodes("b")
+}
+
+// TestFolderMovedAway: folders that are moved out and removed, while all is read, leave the source able to see what comes.
+func TestFolderMovedAway(t *testing.T) {
+	dir, away := t.TempDir(), t.TempDir()
+	for i := range 300 { // so that reading takes a while
+		writeFile(t, filepath.Join(dir, "many", fmt.Sprintf("%d.yaml", i)), named(nodeA, "a", fmt.Sprintf("many%d", i)))
+	}
+	w := manifests(t, dir)
+	w.run()
+	for i := range 20 {
+		sub := filepath.Join(dir, "sub")
+		writeFile(t, filepath.Join(sub, "n.yaml"), named(nodeA, "a", fmt.Sprintf("sub%d", i)))
+		name := fmt.Sprintf("sub%d", i)
+		w.until(name, func(s *model.Snapshot) bool { return s.Node(name) != nil })
+		writeFile(t, filepath.Join(dir, "many", "0.yaml"), named(nodeA, "a", fmt.Sprintf("again%d", i))) // somebody reads now
+		gone := filepath.Join(away, fmt.Sprint(i))
+		if err := errors.Join(os.Rename(sub, gone), os.RemoveAll(gone)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	writeFile(t, filepath.Join(dir, "last.yaml"), named(nodeA, "a", "last"))
+	w.until("last", func(s *model.Snapshot) bool { return s.Node("last") != nil })
 }
 
 func TestManifestsWithoutInotify(t *testing.T) {

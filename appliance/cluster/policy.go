@@ -132,6 +132,9 @@ func convertPolicy(p *networkingv1.NetworkPolicy) (*model.NetworkPolicy, []field
 	case ok && text != "false":
 		bad.add(fmt.Errorf("%q is not \"true\" or \"false\"", text), "metadata.annotations["+AuditAnnotation+"]")
 	}
+	if !ok { // whom it is about is not known: it isolates the namespace, and opens nothing in it
+		out.Ingress, out.Egress = nil, nil
+	}
 	return out, bad
 }
 

@@ -67,8 +67,11 @@ func TestConvertPolicy(t *testing.T) {
 			p.Pods = model.Selector{is("a", "1"), {Key: "a", Op: model.OpNotIn, Values: []string{"x", "y"}}, is("b", "2"), {Key: "c", Op: model.OpExists}}
 		}, nil},
 		{
-			"a bad selector of Pods selects all",
-			spec{PodSelector: metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Like"}}}},
+			"a bad selector of Pods isolates all, and lets nothing in",
+			spec{
+				PodSelector: metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Like"}}},
+				Ingress:     []networkingv1.NetworkPolicyIngressRule{{}},
+			},
 			func(*model.NetworkPolicy) {},
 			[]string{`spec.podSelector.matchExpressions[0].operator: "Like" is not`},
 		},

@@ -197,18 +197,20 @@ func (l *Loop) restorePolicies(ctx context.Context) error {
 	}
 	var guard ruleset.Policies
 	tables := guard.Tables(ruleset.PolicyInput{Filters: p.applied, Generation: p.generation, Closed: true})
-	missing := false
+	var missing []ruleset.Table
 	for _, t := range tables {
 		exists, err := l.Rules.Exists(ruleset.Table{Family: t.Family, Name: t.Name})
 		if err != nil {
 			return fmt.Errorf("looking for the table of policies: %w", err)
 		}
-		missing = missing || !exists && !t.Empty()
+		if !exists && !t.Empty() {
+			missing = append(missing, t)
+		}
 	}
-	if !missing {
+	if len(missing) == 0 {
 		return nil
 	}
-	if _, err := l.Rules.Update(ctx, tables); err != nil {
+	if _, err := l.Rules.Update(ctx, missing); err != nil {
 		return fmt.Errorf("isolating Pods anew: %w", err)
 	}
 	l.Log.Warn("the table of policies was lost; isolated Pods are closed until it is whole again")

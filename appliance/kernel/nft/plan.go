@@ -61,8 +61,8 @@ func planTable(have *state, want *ruleset.Table, ours map[string]bool) (*plan, e
 		return p, nil
 	}
 	p.next = p.have.clone()
-	if have == nil {
-		p.addTable(want)
+	if have == nil || have.dormant && !want.Partial {
+		p.addTable(want) // with its flags, so that a table that sleeps wakes up
 	}
 	if err := p.diffChains(); err != nil {
 		return nil, err

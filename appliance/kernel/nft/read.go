@@ -65,12 +65,20 @@ func (r *reader) tableOnce(t *ruleset.Table) (*state, error) {
 	var b batch
 	b.attrString(unix.NFTA_TABLE_NAME, t.Name)
 	family := familyNumbers[t.Family]
-	if _, err := r.get(unix.NFT_MSG_GETTABLE, 0, family, &b); errors.Is(err, unix.ENOENT) {
+	msgs, err := r.get(unix.NFT_MSG_GETTABLE, 0, family, &b)
+	if errors.Is(err, unix.ENOENT) {
 		return nil, nil
 	} else if err != nil {
 		return nil, fmt.Errorf("reading table %s: %w", t.ID(), err)
 	}
 	s := &state{chains: map[string]*chainState{}, sets: map[string]*setState{}}
+	for _, m := range msgs {
+		attributes(m.Data[4:], func(kind uint16, v []byte) {
+			if kind == unix.NFTA_TABLE_FLAGS {
+				s.dormant = binary.BigEndian.Uint32(v)&unix.NFT_TABLE_F_DORMANT != 0
+			}
+		})
+	}
 	for _, read := range []func(*ruleset.Table, *state) error{r.chains, r.rules, r.sets, r.elements} {
 		if err := read(t, s); err != nil {
 			return nil, fmt.Errorf("reading table %s: %w", t.ID(), err)

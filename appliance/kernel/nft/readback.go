@@ -26,6 +26,9 @@ func (b *Backend) ReadBack(want ruleset.Table) (ruleset.Table, []string, error) 
 	note := func(format string, a ...any) {
 		differ = append(differ, fmt.Sprintf("table %s: ", want.ID())+fmt.Sprintf(format, a...))
 	}
+	if k.state.dormant {
+		note("it is dormant, so no packet meets it")
+	}
 	for _, c := range want.Chains {
 		is, err := readChain(want.Family, c, k.state.chains[c.Name], note)
 		if err != nil {

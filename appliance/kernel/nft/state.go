@@ -8,8 +8,10 @@ import (
 
 // state is what the kernel holds of one table: what was committed last, or what was read back.
 type state struct {
-	chains map[string]*chainState
-	sets   map[string]*setState
+	// dormant says that somebody has switched the table off: it is there, and no packet meets it.
+	dormant bool
+	chains  map[string]*chainState
+	sets    map[string]*setState
 }
 
 // hooked reports whether the kernel calls any chain of the table.
