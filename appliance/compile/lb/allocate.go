@@ -142,8 +142,8 @@ func (a *allocator) keeps(c *claim, addr netip.Addr, ours bool) bool {
 		return ours
 	case c.wish.of(addr.Is6()).IsValid() && c.wish.of(addr.Is6()) != addr:
 		return false
-	case c.wish.pool != "" && (p == nil || p.Name != c.wish.pool):
-		return false
+	case c.wish.pool != "" && p != nil && p.Name != c.wish.pool:
+		return false // in none it stays: that pool may only be gone for a moment
 	case p == nil:
 		return ours
 	}
