@@ -242,6 +242,8 @@ func (a *allocator) request(c *claim) {
 			p.fail(ReasonNotInPool, "%s (%s) ends in .0 or .255, which pool %s avoids (avoidBuggyIPs): ask for another", addr, c.wish.from, from.Name)
 		case node && !a.local(c.svc, addr):
 			p.fail(ReasonNoEndpoint, "%s (%s) is of a node without a ready endpoint, and externalTrafficPolicy is Local: wait for a Pod there, or use Cluster", addr, c.wish.from)
+		case node && ownPort(c.svc) != 0:
+			p.fail(ReasonTaken, "%s (%s) is a node's own, on which port %d belongs to the node: use another port, or a pool of other addresses", addr, c.wish.from, ownPort(c.svc))
 		case a.rival(c, addr, node) != "":
 			p.fail(ReasonTaken, "%s (%s) belongs to %s: ask for another, or release it there", addr, c.wish.from, a.rival(c, addr, node))
 		case node:
@@ -374,9 +376,6 @@ func (a *allocator) pick(c *claim, q *pool, v6 bool) netip.Addr {
 	return q.free(v6, seed, func(addr netip.Addr) bool { return len(a.tenants[addr]) == 0 })
 }
 
-// dangerous are ports of a node that no Service may take over: whoever does locks everybody out.
-var dangerous = []uint16{22, 2379, 2380, 6443, 10250}
-
 // local reports whether the node with that address may serve a Service, as far as it is known.
 func (a *allocator) local(s *model.Service, addr netip.Addr) bool {
 	if !s.ExternalLocal || a.in.Local == nil {
@@ -393,10 +392,8 @@ func (a *allocator) local(s *model.Service, addr netip.Addr) bool {
 // takeNodes gives a Service the addresses of all nodes of a pool that may serve it. It returns what is in the way where there is none, and
 // nothing where none has an endpoint.
 func (a *allocator) takeNodes(c *claim, p *part, q *pool) string {
-	for _, port := range c.svc.Ports {
-		if port.Protocol == model.TCP && slices.Contains(dangerous, port.Port) {
-			return fmt.Sprintf("pool %s gives the nodes' own addresses, on which port %d belongs to the node: use another port, or a pool of other addresses", q.Name, port.Port)
-		}
+	if port := ownPort(c.svc); port != 0 {
+		return fmt.Sprintf("pool %s gives the nodes' own addresses, on which port %d belongs to the node: use another port, or a pool of other addresses", q.Name, port)
 	}
 	why := fmt.Sprintf("pool %s has no nodes", q.Name)
 	for _, n := range q.nodes {

@@ -198,6 +198,7 @@ func TestAllocate(t *testing.T) {
 		{"asks for a node with an endpoint", Input{Pools: nodePool, Nodes: three, Local: ready("a", "n2"), Services: services(svc("a", "local", "ip=192.168.1.2"))}, "a: NodeAddress 192.168.1.2"},
 		{"asks for a node without an endpoint", Input{Pools: nodePool, Nodes: three, Local: ready("a", "n2"), Services: services(svc("a", "local", "ip=192.168.1.1"))}, "a: NoLocalEndpoint"},
 		{"not the node's own ports", Input{Pools: nodePool, Nodes: box, Services: services(svc("a", "port=22"))}, "a: PoolExhausted"},
+		{"nor when it asks for the address", Input{Pools: nodePool, Nodes: box, Services: services(svc("a", "port=6443", "ip=192.168.1.5"), svc("b", "port=10250", "dual=require", "weft.network/load-balancer-ips=192.168.1.5,2001:db8:1::5"))}, "a: AddressTaken; b: AddressTaken"},
 		{"no ClusterIP yet", Input{Pools: two, Services: services(&model.Service{Namespace: "default", Name: "a", Type: "LoadBalancer"})}, "a: NoPool"},
 		{"written and not seen yet", Input{Pools: two, Services: services(svc("a", "created=9"), svc("b")), Given: map[model.ServiceKey]Given{
 			{Namespace: "default", Name: "a"}: {UID: "uid-a", Addresses: []netip.Addr{ip("192.0.2.1")}},

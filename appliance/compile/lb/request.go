@@ -3,6 +3,7 @@ package lb
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"weft.network/weft/appliance/model"
@@ -75,4 +76,17 @@ func (w wish) of(v6 bool) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// dangerous are ports of a node that no Service may take over: whoever does locks everybody out.
+var dangerous = []uint16{22, 2379, 2380, 6443, 10250}
+
+// ownPort returns a port of a Service that is dangerous on a node's own address, or 0.
+func ownPort(s *model.Service) uint16 {
+	for _, p := range s.Ports {
+		if p.Protocol == model.TCP && slices.Contains(dangerous, p.Port) {
+			return p.Port
+		}
+	}
+	return 0
 }
