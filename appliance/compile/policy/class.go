@@ -33,6 +33,8 @@ type classes struct {
 	listed    int
 	// left are the numbers that Pods had before they lost a selector, one after the other.
 	left left
+	// departed are the classes of addresses whose Pods went: what comes there next may find flows that were theirs.
+	departed map[netip.Addr]*Class
 }
 
 // space is the selectors that may pick Pods of one namespace, found by one label that a Pod must have where there is such a one.
@@ -125,6 +127,7 @@ func (c *classes) update(w *who, moved bool, namespaces map[string]*model.Namesp
 	}
 	before := c.active
 	c.active, c.named = active, named
+	c.depart(w)
 	switch {
 	case again == everything || c.of == nil:
 		old := c.of
@@ -151,10 +154,34 @@ func (c *classes) update(w *who, moved bool, namespaces map[string]*model.Namesp
 	c.publish(w)
 }
 
+// depart remembers what the addresses were whose Pods went.
+func (c *classes) depart(w *who) {
+	if c.departed == nil {
+		c.departed = map[netip.Addr]*Class{}
+	}
+	if len(c.departed) >= mostLeft { // then nobody knows any more
+		clear(c.departed)
+		c.left.forget()
+	}
+	for _, e := range w.went {
+		if class := c.of[e]; class != nil {
+			for _, a := range e.addr {
+				c.departed[a] = class
+			}
+		}
+	}
+}
+
 // compare notes whether an endpoint lost anything: it has another number now, and not all that it had. A number that stays says
 // nothing: what it stands for is in the filters.
 func (c *classes) compare(w *who, e *endpoint, before map[*endpoint]*Class) {
 	was, now := before[e], c.of[e]
+	for _, a := range e.addr {
+		if gone := c.departed[a]; gone != nil && (now == nil || now.ID != gone.ID && !subset(gone.attributes, now.attributes)) {
+			c.left.note(gone.ID)
+		}
+		delete(c.departed, a)
+	}
 	if old := w.former[e]; old != nil && slices.ContainsFunc(e.addr, func(a netip.Addr) bool { return slices.Contains(old.addr, a) }) {
 		was = before[old]
 	}

@@ -3,7 +3,7 @@ package policy
 import "slices"
 
 // Tightened reports whether something that could pass before cannot pass now: then flows that run must be judged again. An
-// address that went, or came just now, has no flows to speak of.
+// address that went has no flows to speak of, and one that comes has those of who had it before.
 func Tightened(old, now *Filters) bool {
 	if old == nil {
 		return false
@@ -62,6 +62,9 @@ func (l *left) note(id ID) {
 	}
 	l.ids = append(l.ids, id)
 }
+
+// forget makes what any copy knows too old to be compared.
+func (l *left) forget() { l.before, l.ids = l.before+len(l.ids)+1, nil }
 
 // since returns what was added after an older copy; ok is false when that is not known any more.
 func (l *left) since(old left) (ids map[ID]bool, ok bool) {
