@@ -81,9 +81,13 @@ func TestPolicyChurn(t *testing.T) {
 		t.Logf("%d changes in %v, %.0f a second", count, time.Since(start), float64(count)/time.Since(start).Seconds())
 	}
 	t.Cleanup(func() {
-		for _, command := range []string{"weft policy show default/web", "weft trace default/churn-2 default/web:8081", "nft list map ip weft_policy peers"} {
-			if t.Failed() { // does the daemon not know, or has the kernel something else?
-				out, err := s.Output(context.Background(), "node1", strings.Fields(command)...)
+		// Does the daemon not know, has the kernel something else, or does nobody let the daemon run (the second number: nanoseconds of waiting)?
+		for _, command := range []string{
+			"weft policy show default/web", "weft trace default/churn-2 default/web:8081", "nft list map ip weft_policy peers",
+			"for p in $(pgrep -f weftd); do grep . /proc/$p/task/*/schedstat; done",
+		} {
+			if t.Failed() {
+				out, err := s.Output(context.Background(), "node1", "sh", "-c", command)
 				t.Log(command, err, out)
 			}
 		}
