@@ -116,6 +116,14 @@ func (d *direct) open() (*attach.Attacher, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.NeedsRebuild() {
+		// Not written: the daemon rebuilds all, and until then every call does this much.
+		lost, err := lostResults(state, k.OpenNS)
+		if err != nil {
+			return nil, err
+		}
+		state.Leases = append(state.Leases, lost...)
+	}
 	d.attacher = attach.New(attach.Options{
 		Kernel: k, Store: s, Node: directNode{d}, Log: zap.NewNop(), Now: unixNow, CoolOff: int64(d.cfg.IPAM.CoolOff / time.Second),
 	}, state)

@@ -48,6 +48,15 @@ func (d *Daemon) restore(ctx context.Context) (attach.State, error) {
 		ops = append(ops, store.PutLease(l))
 	}
 	if d.store.NeedsRebuild() {
+		lost, err := lostResults(state, d.kernel.OpenNS)
+		if err != nil {
+			return state, err
+		}
+		for _, l := range lost {
+			d.log.Warn("a lease was rebuilt from the runtime's results", zap.Stringer("attachment", l.AttachmentKey), zap.Stringers("addresses", l.Addresses))
+			state.Leases = append(state.Leases, l)
+			ops = append(ops, store.PutLease(l))
+		}
 		ports, err := d.lostPorts(state)
 		if err != nil {
 			return state, err

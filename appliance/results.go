@@ -1,0 +1,134 @@
+package appliance
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"weft.network/weft/appliance/attach"
+	"weft.network/weft/appliance/model"
+)
+
+// cniResults is where libcni, which every container runtime uses, keeps the result of each ADD until the DEL.
+const cniResults = "/var/lib/cni/results"
+
+// cniResult is one file of libcni's.
+type cniResult struct {
+	ContainerID string      `json:"containerId"`
+	Config      []byte      `json:"config"`
+	IfName      string      `json:"ifName"`
+	Network     string      `json:"networkName"`
+	NetNS       string      `json:"netns"`
+	Args        [][2]string `json:"cniArgs"`
+	Result      struct {
+		IPs []struct {
+			Address string `json:"address"`
+		} `json:"ips"`
+	} `json:"result"`
+}
+
+// cniPlugin is, in a network configuration, what tells who gives the addresses. flannel writes the configuration of another plugin,
+// with host-local unless its own says otherwise.
+type cniPlugin struct {
+	Type string `json:"type"`
+	IPAM struct {
+		Type string `json:"type"`
+	} `json:"ipam"`
+	Delegate struct {
+		IPAM struct {
+			Type string `json:"type"`
+		} `json:"ipam"`
+	} `json:"delegate"`
+}
+
+func (p cniPlugin) ours() bool {
+	ipam := p.IPAM.Type
+	if p.Type == "flannel" {
+		if ipam = p.Delegate.IPAM.Type; ipam == "" {
+			ipam = "host-local"
+		}
+	}
+	return ipam == "host-local" || ipam == "weft-ipam"
+}
+
+// lostResults returns what resultLeases finds and the store does not have.
+func lostResults(state attach.State, openNS func(path string) (int, func(), error)) ([]*model.Lease, error) {
+	found, err := resultLeases(cniResults, openNS)
+	return slices.DeleteFunc(found, func(l *model.Lease) bool {
+		return slices.ContainsFunc(state.Leases, func(o *model.Lease) bool { return o.AttachmentKey == l.AttachmentKey })
+	}), err
+}
+
+// resultLeases returns the leases of interfaces that other plugins made with addresses of weft, which nothing in the kernel tells,
+// from the results that the runtimes keep. A container whose network namespace is gone needs its addresses no more.
+func resultLeases(dir string, openNS func(path string) (int, func(), error)) ([]*model.Lease, error) {
+	files, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("reading the results of container runtimes: %w", err)
+	}
+	var out []*model.Lease
+	for _, f := range files {
+		text, err := os.ReadFile(filepath.Join(dir, f.Name()))
+		if err != nil {
+			continue // just detached, or no file
+		}
+		l := leaseOfResult(text)
+		if l == nil {
+			continue
+		}
+		if l.NetNS != "" {
+			_, done, err := openNS(l.NetNS)
+			if errors.Is(err, attach.ErrNetNSGone) {
+				continue
+			}
+			if err == nil {
+				done()
+			}
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// leaseOfResult reads one file; nil when it is not of our kind, or of addresses that weft did not give.
+func leaseOfResult(text []byte) *model.Lease {
+	var r cniResult
+	if json.Unmarshal(text, &r) != nil || r.Network == "" || r.ContainerID == "" || r.IfName == "" {
+		return nil
+	}
+	var conf struct {
+		cniPlugin
+		Plugins []cniPlugin `json:"plugins"`
+	}
+	if json.Unmarshal(r.Config, &conf) != nil || !slices.ContainsFunc(append(conf.Plugins, conf.cniPlugin), cniPlugin.ours) {
+		return nil
+	}
+	l := &model.Lease{
+		AttachmentKey: model.AttachmentKey{Network: r.Network, ContainerID: r.ContainerID, IfName: r.IfName},
+		Kind:          model.LeaseIPAM, NetNS: r.NetNS, Created: unixNow(),
+	}
+	for _, ip := range r.Result.IPs {
+		if p, err := netip.ParsePrefix(ip.Address); err == nil {
+			l.Addresses = append(l.Addresses, p.Addr().Unmap())
+		}
+	}
+	for _, kv := range r.Args {
+		switch kv[0] {
+		case "K8S_POD_NAMESPACE":
+			l.Pod.Namespace = kv[1]
+		case "K8S_POD_NAME":
+			l.Pod.Name = kv[1]
+		case "K8S_POD_UID":
+			l.Pod.UID = kv[1]
+		}
+	}
+	if len(l.Addresses) == 0 {
+		return nil
+	}
+	return l
+}
