@@ -30,6 +30,8 @@ type dnsRole struct {
 	kubelet config.Kubelet
 	sockets dnsSockets
 	metrics *dnsMetrics
+	// upstreams are the last that the node's resolv.conf named; only runDNS uses them.
+	upstreams coredns.Upstreams
 
 	mu       sync.Mutex
 	problems []string
@@ -300,6 +302,7 @@ func (d *Daemon) dnsSettings(snap *model.Snapshot, own []netip.Addr) (s coredns.
 		}
 	}
 	up, err := coredns.ReadUpstreams(path, own)
+	up, more := d.dns.keepUpstreams(up, err, own)
 	d.dns.setSearch(up.Search)
 	if c.Autopath {
 		s.Search = up.Search
@@ -310,13 +313,7 @@ func (d *Daemon) dnsSettings(snap *model.Snapshot, own []netip.Addr) (s coredns.
 		}
 	}
 	if len(s.Upstreams) == 0 {
-		s.Upstreams, problems = up.Servers, up.Skipped
-		switch {
-		case err != nil:
-			problems = append(problems, err.Error()+"; names outside the cluster are not answered: set dns.upstreams in weft.yaml")
-		case len(up.Servers) == 0:
-			problems = append(problems, up.Path+" names no DNS server; names outside the cluster are not answered: set dns.upstreams in weft.yaml")
-		}
+		s.Upstreams, problems = up.Servers, more
 	}
 	add := func(list *[]coredns.Snippet, source, text string) {
 		if strings.TrimSpace(text) != "" {
@@ -340,6 +337,27 @@ func (d *Daemon) dnsSettings(snap *model.Snapshot, own []netip.Addr) (s coredns.
 		}
 	}
 	return s, problems
+}
+
+// keepUpstreams takes what was read of the resolv.conf. While that names no server, as for a moment when it is written anew or for as long as a
+// link is down, those that it named before count on: without them CoreDNS would be set up again, and what it has in its cache would be lost.
+func (r *dnsRole) keepUpstreams(up coredns.Upstreams, err error, own []netip.Addr) (now coredns.Upstreams, problems []string) {
+	last := r.upstreams
+	last.Servers = slices.DeleteFunc(slices.Clone(last.Servers), func(a netip.AddrPort) bool { return slices.Contains(own, a.Addr()) })
+	problem := up.Path + " names no DNS server"
+	switch {
+	case err != nil:
+		problem = err.Error()
+	case len(up.Servers) > 0 && (!up.Stub || last.Stub || len(last.Servers) == 0):
+		r.upstreams = up
+		return up, up.Skipped
+	case up.Stub:
+		problem = "systemd-resolved names no DNS server"
+	}
+	if len(last.Servers) == 0 {
+		return up, append(up.Skipped, problem+"; names outside the cluster are not answered: set dns.upstreams in weft.yaml")
+	}
+	return last, append(up.Skipped, problem+"; those that it named before are asked on: write one into it, or set dns.upstreams in weft.yaml")
 }
 
 func (r *dnsRole) setSearch(search []string) {

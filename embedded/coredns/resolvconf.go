@@ -22,6 +22,8 @@ type Upstreams struct {
 	Path    string
 	Servers []netip.AddrPort
 	Search  []string
+	// Stub is true when systemd-resolved names no server and its stub stands for them.
+	Stub bool
 	// Skipped says which servers are left out, and why.
 	Skipped []string
 }
@@ -73,6 +75,7 @@ func readUpstreams(path, behindStub string, own []netip.Addr) (Upstreams, error)
 			return more, nil
 		}
 		for _, s := range stubs[:1] { // it answers this node, if not its Pods
+			u.Stub = len(u.Servers) == 0
 			u.Servers = append(u.Servers, netip.AddrPortFrom(s, 53))
 		}
 	}

@@ -40,6 +40,9 @@ func TestReadUpstreams(t *testing.T) {
 			if got := strings.Trim(fmt.Sprint(u.Servers), "[]"); got != strings.Trim(tc.want, "[]") {
 				t.Errorf("servers %s, want %s", got, tc.want)
 			}
+			if want := tc.name == "the stub, and nothing behind it"; u.Stub != want {
+				t.Errorf("the stub stands for its servers: %v, want %v", u.Stub, want)
+			}
 			if got := strings.Join(u.Search, " "); got != tc.search {
 				t.Errorf("search %q, want %q", got, tc.search)
 			}
