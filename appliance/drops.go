@@ -50,6 +50,11 @@ type drops struct {
 	changed chan struct{}
 	logged  map[string]time.Time
 	total   *prometheus.CounterVec
+
+	// judge is for that Snapshot and these filters; only watchDrops uses it.
+	judge    *policy.Judge
+	snapshot *model.Snapshot
+	filters  *policy.Filters
 }
 
 const (
@@ -89,6 +94,15 @@ func (d *Daemon) watchDrops(ctx context.Context) {
 	}
 }
 
+// dropJudge returns the judge of now, which a flood of records shares.
+func (d *Daemon) dropJudge() *policy.Judge {
+	s, f := d.snapshot(), d.loop.Status().Policies.Filters
+	if d.drops.judge == nil || d.drops.snapshot != s || d.drops.filters != f {
+		d.drops.judge, d.drops.snapshot, d.drops.filters = d.judge(), s, f
+	}
+	return d.drops.judge
+}
+
 // dropped says what a record is about.
 func (d *Daemon) dropped(p *nflog.Packet) {
 	words := strings.Fields(p.Prefix) // weft, drop or audit, ingress or egress, perhaps reply
@@ -102,7 +116,7 @@ func (d *Daemon) dropped(p *nflog.Packet) {
 	if drop.Answer {
 		drop.Src, drop.Dst, drop.Port = p.Dst, p.Src, p.Sport
 	}
-	j := d.judge()
+	j := d.dropJudge()
 	drop.Client, drop.Server = j.Name(drop.Src), j.Name(drop.Dst)
 	drop.Why = "the policies have changed since, or the flow is older than they are"
 	for _, o := range j.Verdict(policy.Packet{Src: drop.Src, Dst: drop.Dst, Proto: drop.Protocol, Port: drop.Port}).Opinions {

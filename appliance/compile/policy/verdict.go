@@ -17,7 +17,7 @@ type Packet struct {
 }
 
 // Judge says by the policies themselves, one after the other, what becomes of a packet. It shares nothing with the Compiler but
-// the input, and it is for tests and for people, who want to know why.
+// the input, and it is for tests and for people, who want to know why. It is not for several goroutines at once.
 type Judge struct {
 	Snapshot *model.Snapshot
 	Input    Input
@@ -25,6 +25,8 @@ type Judge struct {
 	Everywhere bool
 	// NodeAddresses are this node's own: with them its Pods talk freely.
 	NodeAddresses []netip.Addr
+
+	byAddress map[netip.Addr]*model.Pod // of the Snapshot, made when it is first asked for
 }
 
 // Opinion is what the policies say about one direction of a packet.
@@ -136,10 +138,8 @@ func (j *Judge) side(addr netip.Addr) side {
 		}
 		return side{addr: addr, ref: a.Pod, pod: pod, is: true, own: true}
 	}
-	for _, pod := range j.Snapshot.Pods {
-		if !pod.HostNetwork && !pod.Completed && slices.Contains(pod.Addresses, addr) {
-			s = side{addr: addr, ref: pod.PodRef, pod: pod, is: true, own: pod.Node == j.Input.NodeName}
-		}
+	if pod := j.podAt(addr); pod != nil {
+		s = side{addr: addr, ref: pod.PodRef, pod: pod, is: true, own: pod.Node == j.Input.NodeName}
 	}
 	if slices.Contains(dnsAddresses(j.Input.DNS), addr) {
 		pod := &model.Pod{
@@ -149,6 +149,21 @@ func (j *Judge) side(addr netip.Addr) side {
 		s = side{addr: addr, ref: pod.PodRef, pod: pod, is: true}
 	}
 	return s
+}
+
+// podAt finds the Pod that has an address by what the cluster says.
+func (j *Judge) podAt(addr netip.Addr) *model.Pod {
+	if j.byAddress == nil {
+		j.byAddress = make(map[netip.Addr]*model.Pod, len(j.Snapshot.Pods))
+		for _, pod := range j.Snapshot.Pods {
+			if !pod.HostNetwork && !pod.Completed {
+				for _, a := range pod.Addresses {
+					j.byAddress[a] = pod
+				}
+			}
+		}
+	}
+	return j.byAddress[addr]
 }
 
 // opinion asks every policy of the Pod's namespace about one direction.
