@@ -32,6 +32,8 @@ type dnsRole struct {
 	metrics *dnsMetrics
 	// upstreams are the last that the node's resolv.conf named; only runDNS uses them.
 	upstreams coredns.Upstreams
+	// taken is what the server goes by; only runDNS uses it.
+	taken coredns.Settings
 
 	mu       sync.Mutex
 	problems []string
@@ -158,21 +160,7 @@ func (d *Daemon) followDNS(snap *model.Snapshot, listen bool, done *coredns.Sett
 	problems = append(problems, more...)
 	if !reflect.DeepEqual(settings, *done) {
 		*done = settings
-		if err := r.server.Configure(settings); err != nil {
-			d.log.Error("the DNS server goes on as it was before", zap.Error(err))
-			if r.server.Brief().Listening == nil && (len(settings.Override) > 0 || len(settings.Servers) > 0) {
-				// At a start there is nothing before: without the snippets, everything else works.
-				settings.Override, settings.Servers = nil, nil
-				if err := r.server.Configure(settings); err != nil {
-					d.log.Error("setting the DNS server up", zap.Error(err))
-				}
-				r.snippets(err)
-			} else {
-				r.snippets(err)
-			}
-		} else {
-			r.snippets(nil)
-		}
+		r.configure(settings, d.log)
 	}
 	if listen {
 		changes, more := r.sockets.set(all, r.server, r.store)
@@ -182,6 +170,53 @@ func (d *Daemon) followDNS(snap *model.Snapshot, listen bool, done *coredns.Sett
 		}
 	}
 	r.note(problems, d.log)
+}
+
+// configure sets the server up. Where a piece of the user's is wrong, the pieces of before go on with everything else that is new; at a start
+// there are none, and those of one place do without the other's.
+func (r *dnsRole) configure(want coredns.Settings, log *zap.Logger) {
+	err := r.server.Configure(want)
+	r.snippets(err)
+	if err == nil {
+		r.taken = want
+		return
+	}
+	log.Error("the DNS server goes on without a change of its Corefile", zap.Error(err))
+	only := func(keep func(coredns.Snippet) bool) (s coredns.Settings) {
+		s = want
+		s.Override, s.Servers = pick(want.Override, keep), pick(want.Servers, keep)
+		return s
+	}
+	ofFile := func(s coredns.Snippet) bool { return strings.HasPrefix(s.Source, "weft.yaml ") }
+	before := want
+	before.Override, before.Servers = r.taken.Override, r.taken.Servers
+	tries := []coredns.Settings{before}
+	if r.server.Brief().Listening == nil {
+		tries = []coredns.Settings{
+			only(ofFile),
+			only(func(s coredns.Snippet) bool { return !ofFile(s) }),
+			only(func(coredns.Snippet) bool { return false }),
+		}
+	}
+	for _, try := range tries {
+		if !reflect.DeepEqual(try, r.taken) {
+			if err := r.server.Configure(try); err != nil {
+				log.Error("setting the DNS server up", zap.Error(err))
+				continue
+			}
+		}
+		r.taken = try
+		return
+	}
+}
+
+func pick(list []coredns.Snippet, keep func(coredns.Snippet) bool) (out []coredns.Snippet) {
+	for _, s := range list {
+		if keep(s) {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // snippets keeps what is wrong with the user's part of the Corefile, for as long as it is.

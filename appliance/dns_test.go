@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"context"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -9,7 +10,9 @@ import (
 
 	"go.uber.org/zap"
 
+	"weft.network/weft/appliance/cluster"
 	"weft.network/weft/appliance/config"
+	"weft.network/weft/appliance/model"
 	"weft.network/weft/embedded/coredns"
 	"weft.network/weft/plugins/clusterdns"
 )
@@ -68,15 +71,75 @@ func TestResolvConfForAMoment(t *testing.T) {
 // TestStubForAMoment: systemd-resolved's stub stands in for its servers only until these were known.
 func TestStubForAMoment(t *testing.T) {
 	stub := coredns.Upstreams{Servers: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.53:53")}, Stub: true}
-	real := coredns.Upstreams{Servers: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}}
+	named := coredns.Upstreams{Servers: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}}
 	r := &dnsRole{}
 	for i, step := range []struct {
 		read, want coredns.Upstreams
 		problem    bool
-	}{{stub, stub, false}, {stub, stub, false}, {real, real, false}, {stub, real, true}, {real, real, false}} {
+	}{{stub, stub, false}, {stub, stub, false}, {named, named, false}, {stub, named, true}, {named, named, false}} {
 		got, problems := r.keepUpstreams(step.read, nil, nil)
 		if got.Servers[0] != step.want.Servers[0] || len(problems) > 0 != step.problem {
 			t.Errorf("step %d: %v, %q", i, got.Servers, problems)
 		}
 	}
+}
+
+// fixed is a piece of a Corefile by which one name has one address.
+func fixed(name, address string) string {
+	return "hosts {\n " + address + " " + name + "\n fallthrough\n}\n"
+}
+
+// TestBadSnippets: a piece with a mistake leaves the pieces of other places and everything else in force, at a start and later.
+func TestBadSnippets(t *testing.T) {
+	const bad = "nonsense\n"
+	for _, c := range []struct {
+		name, file, configMap string
+		want                  map[string]string
+	}{
+		{"the ConfigMap's", fixed("file.example.", "192.0.2.1"), bad, map[string]string{"file.example.": "192.0.2.1"}},
+		{"the file's", bad, fixed("map.example.", "192.0.2.2"), map[string]string{"map.example.": "192.0.2.2"}},
+		{"both", bad, bad, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, _ := newDNS(t)
+			defer func() { _ = d.dns.server.Close(context.Background()) }()
+			d.cfg.DNS.Override, d.cfg.DNS.Upstreams = c.file, []string{"127.153.0.1"}
+			expect := func(when string, upstream string, want map[string]string) {
+				t.Helper()
+				for name, address := range want {
+					if a, err := d.dns.server.Lookup(name, 1, netip.MustParseAddr("127.0.0.1")); err != nil || len(a.Records) != 1 || !strings.HasSuffix(a.Records[0], " "+address) {
+						t.Errorf("%s: %s is %v %v, want %s", when, name, a, err, address)
+					}
+				}
+				if got := d.dns.server.Stats().Upstreams; len(got) != 1 || got[0].String() != upstream {
+					t.Errorf("%s: upstreams %v", when, got)
+				}
+			}
+			var done coredns.Settings
+			d.followDNS(withConfigMap(c.configMap), false, &done)
+			expect("at a start", "127.153.0.1:53", c.want)
+			if w := strings.Join(d.dnsWarnings(), "\n"); !strings.Contains(w, "nonsense") {
+				t.Errorf("warnings %q do not say what is wrong", w)
+			}
+
+			d.dns.server.Listen(coredns.Socket{Addr: netip.MustParseAddrPort("127.0.0.1:53")}) // which makes it a running one
+			d.cfg.DNS.Upstreams = []string{"127.153.0.2"}
+			d.followDNS(withConfigMap(c.configMap), false, &done)
+			expect("with other upstreams", "127.153.0.2:53", c.want)
+
+			d.cfg.DNS.Override = fixed("new.example.", "192.0.2.3")
+			d.followDNS(withConfigMap(""), false, &done)
+			expect("mended", "127.153.0.2:53", map[string]string{"new.example.": "192.0.2.3"})
+			d.followDNS(withConfigMap(bad), false, &done)
+			expect("broken again", "127.153.0.2:53", map[string]string{"new.example.": "192.0.2.3"})
+			if w := strings.Join(d.dnsWarnings(), "\n"); !strings.Contains(w, "nonsense") {
+				t.Errorf("warnings %q do not say what is wrong", w)
+			}
+		})
+	}
+}
+
+func withConfigMap(override string) *model.Snapshot {
+	key := model.ConfigMapKey{Namespace: cluster.DNSNamespace, Name: cluster.DNSConfigMap}
+	return &model.Snapshot{ConfigMaps: map[model.ConfigMapKey]*model.ConfigMap{key: {Namespace: key.Namespace, Name: key.Name, Data: map[string]string{"own.override": override}}}}
 }

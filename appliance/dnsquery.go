@@ -42,7 +42,7 @@ func (d *Daemon) serveDNS(w http.ResponseWriter, _ *http.Request) {
 	out := DNSStats{Stats: r.server.Stats(), Domain: r.names.Domain(), Revision: r.names.Revision(), Synced: r.names.Synced(), Problems: d.dnsWarnings()}
 	out.Services, out.Slices = r.names.Counts()
 	r.mu.Lock()
-	out.Search = r.search
+	out.Search, out.Error = r.search, r.snippetError
 	r.mu.Unlock()
 	control.WriteJSON(w, out)
 }
