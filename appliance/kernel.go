@@ -91,7 +91,13 @@ func (k *kernel) ForgetFlows(addrs []netip.Addr) {
 
 // ForgetPortFlows drops UDP flows that host ports which were opened or closed would have sent elsewhere.
 func (k *kernel) ForgetPortFlows(hp *model.HostPorts) {
-	k.flows.forget(portFlows(hp, k.underlay.Load()))
+	under := k.underlay.Load()
+	if under == nil { // a call without weftd, where no loop has read them
+		if u, err := k.Underlay(context.Background()); err == nil {
+			under = &u
+		}
+	}
+	k.flows.forget(portFlows(hp, under))
 }
 
 // portFlows are the flows to host ports: those to an address of the node that nobody translated, and those to the Pod.
