@@ -53,14 +53,14 @@ func (d *Daemon) reload(cfg config.Config) {
 
 // followPodMTU brings running Pods along when the fabric's MTU changes.
 func (d *Daemon) followPodMTU(ctx context.Context) {
-	before := 0
+	var pods podMTU
 	for {
 		_, changed := d.rounds.Watch()
-		if s := d.loop.Status(); s.Applied && s.State.PodMTU != before {
-			if err := d.attacher.SetMTU(ctx, before, s.State.PodMTU); err != nil {
-				d.log.Warn("some Pods keep their MTU", zap.Error(err))
+		if s := d.loop.Status(); s.Applied {
+			err := pods.follow(s.State.PodMTU, func(before, now int) error { return d.attacher.SetMTU(ctx, before, now) })
+			if err != nil {
+				d.log.Warn("some Pods keep their MTU; trying again after the next round", zap.Error(err))
 			}
-			before = s.State.PodMTU
 		}
 		select {
 		case <-ctx.Done():
@@ -68,4 +68,18 @@ func (d *Daemon) followPodMTU(ctx context.Context) {
 		case <-changed:
 		}
 	}
+}
+
+// podMTU is what all Pods have been brought to; not yet while one of them failed.
+type podMTU int
+
+func (p *podMTU) follow(now int, set func(before, now int) error) error {
+	if now == int(*p) {
+		return nil
+	}
+	if err := set(int(*p), now); err != nil {
+		return err
+	}
+	*p = podMTU(now)
+	return nil
 }

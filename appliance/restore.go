@@ -43,6 +43,7 @@ func (d *Daemon) restore(ctx context.Context) (attach.State, error) {
 			}
 			continue
 		}
+		l.NetNS = resultNetNS(cniResults, l.AttachmentKey)
 		d.log.Warn("a lease was rebuilt from the kernel", zap.Stringer("attachment", l.AttachmentKey), zap.Stringer("pod", l.Pod), zap.Stringers("addresses", l.Addresses))
 		state.Leases = append(state.Leases, l)
 		ops = append(ops, store.PutLease(l))

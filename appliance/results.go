@@ -95,6 +95,16 @@ func resultLeases(dir string, openNS func(path string) (int, func(), error)) ([]
 	return out, nil
 }
 
+// resultNetNS returns the network namespace of an attachment as its runtime keeps it; empty when there is no such result.
+func resultNetNS(dir string, key model.AttachmentKey) string {
+	text, err := os.ReadFile(filepath.Join(dir, key.Network+"-"+key.ContainerID+"-"+key.IfName))
+	var r cniResult
+	if err != nil || json.Unmarshal(text, &r) != nil {
+		return ""
+	}
+	return r.NetNS
+}
+
 // leaseOfResult reads one file; nil when it is not of our kind, or of addresses that weft did not give.
 func leaseOfResult(text []byte) *model.Lease {
 	var r cniResult

@@ -64,6 +64,15 @@ func TestResultLeases(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 
+	for key, want := range map[model.AttachmentKey]string{
+		{Network: "net", ContainerID: "weft", IfName: "eth0"}: "/run/netns/weft",
+		{Network: "net", ContainerID: "half", IfName: "eth0"}: "",
+		{Network: "net", ContainerID: "none", IfName: "net1"}: "",
+	} {
+		if got := resultNetNS(dir, key); got != want {
+			t.Errorf("the network namespace of %v is %q, want %q", key, got, want)
+		}
+	}
 	if leases, err := resultLeases(filepath.Join(dir, "missing"), nil); err != nil || leases != nil {
 		t.Errorf("without a folder: %v, %v", leases, err)
 	}

@@ -38,6 +38,11 @@ func (a *Attacher) setMTU(ctx context.Context, key model.AttachmentKey, mtu int)
 	if !ok {
 		return nil
 	}
+	if old.NetNS == "" { // rebuilt from its link, and no runtime's result names it
+		a.log.Warn("a Pod keeps its MTU, since nothing tells its network namespace: recreate it", zap.Stringer("pod", old.Pod),
+			zap.Int("has", old.MTU), zap.Int("should have", mtu))
+		return nil
+	}
 	fd, done, err := a.kernel.OpenNS(old.NetNS)
 	if errors.Is(err, ErrNetNSGone) {
 		return nil

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
 	"weft.network/weft/appliance/ipam"
 	"weft.network/weft/appliance/model"
 )
@@ -612,5 +615,24 @@ func TestTaken(t *testing.T) {
 	req.Key, req.Want = keyOf("bridge", "c2"), []netip.Addr{netip.MustParseAddr("10.5.0.2")}
 	if _, err := r.a.Add(t.Context(), req); err == nil || !strings.Contains(err.Error(), "it is in use: somebody") {
 		t.Errorf("by name: %v", err)
+	}
+}
+
+// TestSetMTUWithoutNetNS says so when it cannot reach a Pod, and does not pretend that it has the new MTU.
+func TestSetMTUWithoutNetNS(t *testing.T) {
+	r := newRig(t, "10.1.0.0/28")
+	if _, err := r.a.Add(t.Context(), r.request("c1", "p1")); err != nil {
+		t.Fatal(err)
+	}
+	core, logs := observer.New(zap.WarnLevel)
+	r.a.log = zap.New(core)
+	for _, l := range r.a.leases { // as one rebuilt from its link
+		l.NetNS = ""
+	}
+	if err := r.a.SetMTU(t.Context(), 1450, 1400); err != nil {
+		t.Fatal(err)
+	}
+	if l := r.a.Leases()[0]; l.MTU != 1450 || logs.FilterMessageSnippet("recreate it").Len() != 1 {
+		t.Errorf("the lease says %d, the log %v", l.MTU, logs.All())
 	}
 }

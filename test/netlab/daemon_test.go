@@ -184,6 +184,11 @@ func TestStoreTruncated(t *testing.T) {
 		if _, err := s.get(lab.Outside, node1.Addresses[0], 8088); err != nil {
 			t.Errorf("cut to %d of %d bytes: the host port of a Pod that runs is closed: %v", size, st.Size(), err)
 		}
+		for _, l := range s.leases("node1") {
+			if l.NetNS == "" {
+				t.Errorf("cut to %d of %d bytes: nobody knows the network namespace of %s any more", size, st.Size(), l.Pod)
+			}
+		}
 		// One that was there before must also be known well enough to be taken down.
 		s.delete(held[0].Name)
 		held = held[1:]
