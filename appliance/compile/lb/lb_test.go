@@ -277,6 +277,22 @@ func TestBadPools(t *testing.T) {
 	}
 }
 
+// TestSameWords: what is wrong with a pool is said in the same words each time, or its status would be written anew with each round.
+func TestSameWords(t *testing.T) {
+	list := map[model.ServiceKey]*model.Service{}
+	for i := range 9 {
+		s := svc(fmt.Sprintf("s%d", i))
+		s.ClusterIPs = []netip.Addr{ip(fmt.Sprintf("192.0.2.%d", 9-i))}
+		list[s.Key()] = s
+	}
+	in := Input{Pools: pools(edge("192.0.2.0/24")), Services: list}
+	for range 50 {
+		if got := Allocate(in).Pools[0].Problem; got != "192.0.2.1 is the ClusterIP of Service default/s8 and is not given out: leave it out of spec.addresses" {
+			t.Fatal(got)
+		}
+	}
+}
+
 // TestSizes: counting and walking blocks, with edges, at the ends of 64 bits.
 func TestSizes(t *testing.T) {
 	for text, want := range map[string]uint64{

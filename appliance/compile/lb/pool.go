@@ -85,8 +85,15 @@ func (p *pool) reserve(in Input) {
 			p.nodes = append(p.nodes, n)
 		}
 	}
+	var inside []model.ServiceKey
 	for key, s := range in.Services {
-		for _, addr := range s.ClusterIPs {
+		if slices.ContainsFunc(s.ClusterIPs, p.contains) {
+			inside = append(inside, key)
+		}
+	}
+	slices.SortFunc(inside, func(x, y model.ServiceKey) int { return strings.Compare(x.String(), y.String()) })
+	for _, key := range inside { // in order, so that the same thing is said each time
+		for _, addr := range in.Services[key].ClusterIPs {
 			take(addr, "the ClusterIP of Service "+key.String())
 		}
 	}
