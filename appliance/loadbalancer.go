@@ -50,7 +50,7 @@ func (d *Daemon) lbInput(s *model.Snapshot) lb.Input {
 		Pools: s.Pools, Services: s.Services, Namespaces: s.Namespaces, Nodes: s.Nodes, NoDefault: !d.cfg.LoadBalancer.Default,
 		Local: lb.LocalNodes(s),
 	}
-	if d.cfg.Has(config.RolePolicy) { // otherwise the Pods are those of this node only
+	if d.everyPod() { // otherwise the Pods are those of this node only
 		in.Pods = s.Pods
 	}
 	return in

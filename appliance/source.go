@@ -20,10 +20,11 @@ func (d *Daemon) newSource(ctx context.Context) (cluster.Source, error) {
 	problem := func(text string) { d.log.Warn("ignored in the cluster's objects", zap.String("problem", text)) }
 	lb, bgp, dns := d.cfg.Has(config.RoleLB), d.cfg.Has(config.RoleBGP), d.cfg.Has(config.RoleDNS)
 	services, policies := d.cfg.Has(config.RoleServices) || dns || lb || bgp, d.cfg.Has(config.RolePolicy)
+	everyPod := d.everyPod()
 	if d.cfg.Manifests != "" {
 		return cluster.NewManifests(cluster.ManifestsOptions{
 			Dir: d.cfg.Manifests, NodeName: d.cfg.NodeName, Services: services, Policies: policies, Pools: lb, DNS: dns, OnProblem: problem,
-			BGP: bgp, Secrets: d.cfg.BGP.Secrets(), SecretNamespace: d.cfg.BGP.SecretNamespace,
+			EveryPod: everyPod, BGP: bgp, Secrets: d.cfg.BGP.Secrets(), SecretNamespace: d.cfg.BGP.SecretNamespace,
 		})
 	}
 	inCluster := os.Getenv("KUBERNETES_SERVICE_HOST") != ""
@@ -41,8 +42,14 @@ func (d *Daemon) newSource(ctx context.Context) (cluster.Source, error) {
 		NodeName: d.cfg.NodeName, Kubeconfig: d.cfg.Kubeconfig, Servers: d.cfg.APIServers, Known: identity.APIServers,
 		OnServers: func(servers []string) { d.learnServers(ctx, servers) }, OnProblem: problem, Version: d.version,
 		Services: services, Policies: policies, Pools: lb, Allocate: d.allocate(), DNS: d.dnsOptions(),
-		BGP: bgp, Secrets: d.cfg.BGP.Secrets(), SecretNamespace: d.cfg.BGP.SecretNamespace,
+		EveryPod: everyPod, BGP: bgp, Secrets: d.cfg.BGP.Secrets(), SecretNamespace: d.cfg.BGP.SecretNamespace,
 	})
+}
+
+// everyPod reports whether the picture of the cluster has the Pods of all nodes, and not of this one only: policies are about them, and the
+// names of Pods that must exist.
+func (d *Daemon) everyPod() bool {
+	return d.cfg.Has(config.RolePolicy) || d.cfg.Has(config.RoleDNS) && d.cfg.DNS.Pods == "verified"
 }
 
 // learnServers keeps the API servers' real addresses for the next start.

@@ -52,7 +52,7 @@ func TestKindIsAbsent(t *testing.T) {
 		if gone(); !has() {
 			t.Error("the pool is gone while the cluster is not heard at all")
 		}
-		for _, kind := range []string{kindNodes, kindPods} {
+		for _, kind := range []string{kindNodes, kindPods, kindNamespaces} {
 			k.listed(kind)
 		}
 		if gone(); has() {

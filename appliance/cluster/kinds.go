@@ -92,8 +92,11 @@ func (k *Kubernetes) kinds(c kubernetes.Interface) []kind {
 	if k.options.DNS != nil {
 		all = append(all, k.dnsKinds(c)...)
 	}
+	if k.options.Policies || k.options.Pools {
+		all = append(all, k.namespaceKind(c))
+	}
 	if k.options.Policies {
-		all = append(all, k.policyKinds(c)...)
+		all = append(all, k.policyKind(c))
 	}
 	return all
 }

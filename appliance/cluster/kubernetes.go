@@ -58,15 +58,16 @@ type KubernetesOptions struct {
 	// Services says whether Services and EndpointSlices are watched too; without it, a Snapshot has none.
 	Services bool
 	// Policies says whether NetworkPolicies are watched, with all that they are about: Namespaces and the Pods of all nodes.
-	// Without it, a Snapshot has the Pods of this node only.
+	// Without it, and without EveryPod, a Snapshot has the Pods of this node only.
 	Policies bool
+	EveryPod bool
 	// BGP says the same of BGPPeers and of the Secrets that they, or these Secrets by name, refer to.
 	BGP             bool
 	Secrets         []string
 	SecretNamespace string
 	// DNS is nil on a node without a DNS server.
 	DNS *DNSOptions
-	// Pools says whether LoadBalancerPools are watched.
+	// Pools says whether LoadBalancerPools are watched, and the Namespaces that they select.
 	Pools bool
 	// Allocate gives addresses to Services; it runs on one node at a time, until its context ends. nil leaves that to others.
 	// It runs from the first LoadBalancerPool on.
@@ -108,8 +109,11 @@ func NewKubernetes(o KubernetesOptions) (*Kubernetes, error) {
 	if o.Services {
 		needed = append(needed, kindServices, kindSlices)
 	}
+	if o.Policies || o.Pools {
+		needed = append(needed, kindNamespaces)
+	}
 	if o.Policies {
-		needed = append(needed, kindNamespaces, kindPolicies)
+		needed = append(needed, kindPolicies)
 	}
 	k := &Kubernetes{
 		options: o,

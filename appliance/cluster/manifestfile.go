@@ -47,8 +47,10 @@ func readers(o ManifestsOptions) map[string]reader {
 		all["v1/Service"] = read(convertService, metav1.NamespaceDefault)
 		all["discovery.k8s.io/v1/EndpointSlice"] = read(convertSlice, metav1.NamespaceDefault)
 	}
-	if o.Policies {
+	if o.Policies || o.Pools {
 		all["v1/Namespace"] = read(convertNamespace, "")
+	}
+	if o.Policies {
 		all["networking.k8s.io/v1/NetworkPolicy"] = read(convertPolicy, metav1.NamespaceDefault)
 	}
 	if o.DNS {

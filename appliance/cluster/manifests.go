@@ -33,16 +33,17 @@ const (
 type ManifestsOptions struct {
 	// Dir is the directory; *.yaml, *.yml and *.json below it are read, except in directories whose name begins with a dot.
 	Dir string
-	// NodeName is this node; without Policies only its Pods are published, as an API server would select them. Empty publishes
+	// NodeName is this node; without Policies and EveryPod only its Pods are published, as an API server would select them. Empty publishes
 	// all Pods.
 	NodeName string
 	// Services says whether Services and EndpointSlices are read too; without it, a Snapshot has none.
 	Services bool
-	// Policies says whether NetworkPolicies and Namespaces are read too, and the Pods of all nodes.
+	// Policies says whether NetworkPolicies and Namespaces are read too, and the Pods of all nodes; EveryPod says the latter alone.
 	Policies bool
+	EveryPod bool
 	// DNS says whether the ConfigMap of the DNS is read.
 	DNS bool
-	// Pools says whether LoadBalancerPools are read.
+	// Pools says whether LoadBalancerPools are read, and the Namespaces that they select.
 	Pools bool
 	// BGP says the same of BGPPeers and of the Secrets that they, or these Secrets by name, refer to.
 	BGP             bool
@@ -284,7 +285,7 @@ func (m *Manifests) merge() (*model.Snapshot, []error) {
 			case *model.Node:
 				all.Nodes[value.Name] = value
 			case *model.Pod:
-				if m.options.Policies || m.options.NodeName == "" || value.Node == m.options.NodeName {
+				if m.options.Policies || m.options.EveryPod || m.options.NodeName == "" || value.Node == m.options.NodeName {
 					all.Pods[value.Key()] = value
 				}
 			case *model.Service:

@@ -23,31 +23,33 @@ const AuditAnnotation = "weft.network/audit-only"
 
 // onlyPods leaves out the Pods of other nodes where nobody asks for them.
 func (k *Kubernetes) onlyPods(o *metav1.ListOptions) {
-	if !k.options.Policies {
+	if !k.options.Policies && !k.options.EveryPod {
 		o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", k.options.NodeName).String()
 	}
 }
 
-// policyKinds are the kinds that only a node with policies watches.
-func (k *Kubernetes) policyKinds(c kubernetes.Interface) []kind {
-	return []kind{
-		{
-			name:    kindNamespaces,
-			example: &corev1.Namespace{},
-			client:  typed[*corev1.NamespaceList]{c.CoreV1().Namespaces()},
-			into: &feed[*corev1.Namespace, string, model.Namespace]{
-				name: "Namespace", objects: k.objects, collection: &k.objects.namespaces, convert: convertNamespace, key: nodeKey,
-				listed: func() { k.listed(kindNamespaces) },
-			},
+// namespaceKind is what a node with policies or with pools of addresses watches: both select Namespaces by labels.
+func (k *Kubernetes) namespaceKind(c kubernetes.Interface) kind {
+	return kind{
+		name:    kindNamespaces,
+		example: &corev1.Namespace{},
+		client:  typed[*corev1.NamespaceList]{c.CoreV1().Namespaces()},
+		into: &feed[*corev1.Namespace, string, model.Namespace]{
+			name: "Namespace", objects: k.objects, collection: &k.objects.namespaces, convert: convertNamespace, key: nodeKey,
+			listed: func() { k.listed(kindNamespaces) },
 		},
-		{
-			name:    kindPolicies,
-			example: &networkingv1.NetworkPolicy{},
-			client:  typed[*networkingv1.NetworkPolicyList]{c.NetworkingV1().NetworkPolicies(metav1.NamespaceAll)},
-			into: &feed[*networkingv1.NetworkPolicy, model.PolicyKey, model.NetworkPolicy]{
-				name: "NetworkPolicy", objects: k.objects, collection: &k.objects.policies, convert: convertPolicy, key: policyKey,
-				listed: func() { k.listed(kindPolicies) },
-			},
+	}
+}
+
+// policyKind is what only a node with policies watches.
+func (k *Kubernetes) policyKind(c kubernetes.Interface) kind {
+	return kind{
+		name:    kindPolicies,
+		example: &networkingv1.NetworkPolicy{},
+		client:  typed[*networkingv1.NetworkPolicyList]{c.NetworkingV1().NetworkPolicies(metav1.NamespaceAll)},
+		into: &feed[*networkingv1.NetworkPolicy, model.PolicyKey, model.NetworkPolicy]{
+			name: "NetworkPolicy", objects: k.objects, collection: &k.objects.policies, convert: convertPolicy, key: policyKey,
+			listed: func() { k.listed(kindPolicies) },
 		},
 	}
 }

@@ -2,9 +2,14 @@ package cluster
 
 import (
 	"net/netip"
+	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"weft.network/weft/appliance/model"
 )
@@ -46,6 +51,68 @@ func TestPoolInFiles(t *testing.T) {
 	}
 	if objects, err := parseFile("f.yaml", []byte(poolEdge), readers(ManifestsOptions{})); err != nil || len(objects) > 0 {
 		t.Errorf("a node without the role reads pools: %v %v", objects, err)
+	}
+}
+
+// TestPoolsNeedNamespaces: a pool's namespaceSelector is about their labels, so a node without policies knows them, too.
+func TestPoolsNeedNamespaces(t *testing.T) {
+	ca := newAuthority(t)
+	api := newAPIServer()
+	api.put(pathNodes, "a", apiNode("a"))
+	api.put(pathSpaces, "shop", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"team": "x"}}})
+	server := serve(t, api, "127.0.0.1:0", ca.certificate(t, "127.0.0.1"))
+	k, err := NewKubernetes(KubernetesOptions{NodeName: "a", Pools: true, Kubeconfig: kubeconfig(t, "", "https://"+hostport(server), ca.pem)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "all.yaml"), nodeA+"---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {team: x}}\n")
+	m, err := NewManifests(ManifestsOptions{Dir: dir, NodeName: "a", Pools: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, source := range []Source{k, m} {
+		w := &watcher{t: t, source: source}
+		w.run()
+		if s := w.untilNodes("a"); s.Namespaces["shop"] == nil || s.Namespaces["shop"].Labels["team"] != "x" {
+			t.Errorf("%T: namespaces %v", source, s.Namespaces)
+		}
+	}
+	if slices.ContainsFunc(api.seen(), func(r string) bool {
+		return strings.HasPrefix(r, pathPolicies) || strings.HasPrefix(r, pathPods) && !strings.Contains(r, "fieldSelector=spec.nodeName%3Da")
+	}) {
+		t.Errorf("what only policies need was read: %q", api.seen())
+	}
+}
+
+// TestEveryPod: who asks for them knows the Pods of all nodes without policies.
+func TestEveryPod(t *testing.T) {
+	ca := newAuthority(t)
+	api := newAPIServer()
+	api.put(pathNodes, "a", apiNode("a"))
+	server := serve(t, api, "127.0.0.1:0", ca.certificate(t, "127.0.0.1"))
+	k, err := NewKubernetes(KubernetesOptions{NodeName: "a", EveryPod: true, Kubeconfig: kubeconfig(t, "", "https://"+hostport(server), ca.pem)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "all.yaml"), nodeA+"---\n"+strings.Replace(podWeb, "nodeName: a", "nodeName: b", 1))
+	m, err := NewManifests(ManifestsOptions{Dir: dir, NodeName: "a", EveryPod: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &watcher{t: t, source: k}
+	w.run()
+	w.untilNodes("a")
+	if slices.ContainsFunc(api.seen(), func(r string) bool {
+		return strings.HasPrefix(r, pathPods) && strings.Contains(r, "fieldSelector") || strings.HasPrefix(r, pathSpaces)
+	}) {
+		t.Errorf("got %q", api.seen())
+	}
+	w = &watcher{t: t, source: m}
+	w.run()
+	if s := w.untilNodes("a"); len(s.Pods) != 1 {
+		t.Errorf("Pods %v", s.Pods)
 	}
 }
 
