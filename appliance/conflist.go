@@ -18,6 +18,9 @@ import (
 // readyMark is a file in the run directory, which is empty after a boot: it says that this boot has been ready once.
 const readyMark = "ready"
 
+// forwardsMark is another one: weft switched the forwarding of IPv6 on in this boot.
+const forwardsMark = "forwarding"
+
 // hideConflist removes the conflist of an earlier boot: until this one is ready, kubelet must say NotReady and why. When only
 // the daemon restarts it stays, so that the node does not flap.
 func (d *Daemon) hideConflist() error {

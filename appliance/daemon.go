@@ -146,6 +146,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if d.kernel, err = openKernel(d.log); err != nil {
 		return err
 	}
+	d.kernel.forwards = filepath.Join(d.cfg.RunDir, forwardsMark)
 	if d.source, err = d.newSource(ctx); err != nil {
 		return err
 	}

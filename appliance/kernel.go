@@ -30,6 +30,8 @@ type kernel struct {
 	log   *zap.Logger
 	// underlay is what Underlay returned last.
 	underlay atomic.Pointer[route.Underlay]
+	// forwards is a file that says that weft made this node forward IPv6; its folder is empty after a boot.
+	forwards string
 }
 
 func openKernel(log *zap.Logger) (*kernel, error) {
@@ -197,11 +199,32 @@ func (k *kernel) Invalidate() { k.rules.Invalidate() }
 
 // EnsureSysctls sets what routing Pods needs.
 func (k *kernel) EnsureSysctls(ctx context.Context) (changes, problems []string) {
-	want, err := k.HostSysctls(ctx)
+	turnedOn, err := k.turnedOn()
 	if err != nil {
-		return nil, []string{err.Error()}
+		problems = append(problems, err.Error())
 	}
-	return k.Backend.EnsureSysctls(ctx, want)
+	want, err := k.HostSysctls(ctx, turnedOn)
+	if err != nil {
+		return nil, append(problems, err.Error())
+	}
+	changes, more := k.Backend.EnsureSysctls(ctx, want)
+	return changes, append(problems, more...)
+}
+
+// turnedOn reports whether it is weft that makes this node forward IPv6: now, or earlier in this boot. It is noted before it is so.
+func (k *kernel) turnedOn() (bool, error) {
+	on, err := k.Forwards6()
+	if err != nil {
+		return false, err
+	}
+	if on {
+		_, err := os.Stat(k.forwards)
+		return err == nil, nil
+	}
+	if err := os.WriteFile(k.forwards, nil, 0o600); err != nil {
+		return true, fmt.Errorf("noting that weft switched forwarding on: %w", err)
+	}
+	return true, nil
 }
 
 // watch merges what links, routes and the packet filter report. It ends with ctx.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -30,12 +31,12 @@ type Sysctl struct {
 // HostSysctls returns what the node must have set, in the order in which it must be set. Call it after ApplyHost, so that the
 // tunnel is there. Not in it, since they are not needed: src_valid_mark (no mark is used for routing), rp_filter of host ends
 // (a Pod's packets come from where its route leads), bridge-nf-call-iptables (no Pod is on a bridge), route_localnet (see
-// SetRouteLocalnet).
-func (b *Backend) HostSysctls(ctx context.Context) ([]Sysctl, error) {
+// SetRouteLocalnet). turnedOn says that weft itself made this node forward IPv6, in this boot.
+func (b *Backend) HostSysctls(ctx context.Context, turnedOn bool) ([]Sysctl, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	want, err := b.keepRouterAdvertisements()
+	want, err := b.keepRouterAdvertisements(turnedOn)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +58,9 @@ func (b *Backend) HostSysctls(ctx context.Context) ([]Sysctl, error) {
 // keepRouterAdvertisements finds the links that take their address or default route from router advertisements: once the node
 // forwards, the kernel ignores advertisements unless accept_ra is 2, and the node would lose its way out minutes later. Links
 // of Pods and containers are left alone unless they have such a route, or any container could become the node's router.
-func (b *Backend) keepRouterAdvertisements() ([]Sysctl, error) {
+// A link that comes later is born with forwarding on. If that is weft's doing, what leads out of the machine is treated the same;
+// of a node that forwarded before weft, its administrator has decided.
+func (b *Backend) keepRouterAdvertisements(turnedOn bool) ([]Sysctl, error) {
 	links, err := dump("links", b.links.LinkList)
 	if err != nil {
 		return nil, err
@@ -81,13 +84,40 @@ func (b *Backend) keepRouterAdvertisements() ([]Sysctl, error) {
 				continue
 			}
 			conf := "net/ipv6/conf/" + at.Name
-			if readSysctl(conf+"/accept_ra") == "1" && readSysctl(conf+"/forwarding") == "0" {
+			late := turnedOn && (advertised[at.Index] || leadsOut(l, links, 0))
+			if readSysctl(conf+"/accept_ra") == "1" && (late || readSysctl(conf+"/forwarding") == "0") {
 				want = append(want, Sysctl{conf + "/accept_ra", "2", "the node keeps its address and default route from router advertisements although it forwards"})
 			}
 		}
 		return nil
 	})
 	return want, err
+}
+
+// leadsOut reports whether a link is hardware or stands on it: neither a container nor a virtual machine is at its other end.
+func leadsOut(l netlink.Link, links []netlink.Link, depth int) bool {
+	const deepest = 3 // a VLAN of a bridge above a bond
+	if depth > deepest {
+		return false
+	}
+	return l.Type() == "device" || slices.ContainsFunc(links, func(below netlink.Link) bool {
+		switch l.Type() {
+		case "bond", "team", "bridge":
+			return below.Attrs().MasterIndex == l.Attrs().Index && leadsOut(below, links, depth+1)
+		case "vlan":
+			return below.Attrs().Index == l.Attrs().ParentIndex && leadsOut(below, links, depth+1)
+		}
+		return false
+	})
+}
+
+// Forwards6 reports whether the node forwards IPv6, or has none that could be switched on.
+func (b *Backend) Forwards6() (on bool, err error) {
+	err = b.inHostNS(func() error {
+		on = readSysctl("net/ipv6/conf/all/forwarding") != "0"
+		return nil
+	})
+	return on, err
 }
 
 // EnsureSysctls sets what differs, in order, and says what it changed. A setting that the kernel does not have is left out (no

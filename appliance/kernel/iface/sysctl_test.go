@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"weft.network/weft/appliance/compile/route"
@@ -24,7 +25,7 @@ func TestHostSysctls(t *testing.T) {
 	n.run("ip link set cont0 up")
 	n.run("ip link set cont1 up")
 	n.run("ip -6 route add default via fe80::9 dev eth0 proto ra")
-	want, err := n.HostSysctls(t.Context())
+	want, err := n.HostSysctls(t.Context(), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +41,7 @@ func TestHostSysctls(t *testing.T) {
 	if got != wantText {
 		t.Errorf("got:\n%s\nwant:\n%s", got, wantText)
 	}
-	if want, err = n.HostSysctls(t.Context()); err != nil {
+	if want, err = n.HostSysctls(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
 	if changed, problems := n.EnsureSysctls(t.Context(), want); len(changed)+len(problems) != 0 {
@@ -48,6 +49,67 @@ func TestHostSysctls(t *testing.T) {
 	}
 	if out := n.run("sysctl -n net.ipv6.conf.eth0.accept_ra net.ipv6.conf.cont0.accept_ra"); strings.Join(strings.Fields(out), " ") != "2 1" {
 		t.Errorf("accept_ra of eth0 and cont0 is %q", out)
+	}
+}
+
+// TestLateLinks: a link that came after weft had switched forwarding on is born with it. It is not weft's business on a node that
+// forwarded before.
+func TestLateLinks(t *testing.T) {
+	p := newPair(t)
+	n := p.nodes[1]
+	n.run("sysctl -qw net.ipv6.conf.all.forwarding=1")
+	n.run("ip link add late0 type veth peer name late1")
+	n.run("ip link add cont0 type veth peer name cont1")
+	n.run("ip link add docker0 type bridge")
+	n.run("ip link set late0 up")
+	n.run("ip link set late1 up")
+	n.run("ip -6 route add default via fe80::9 dev late0 proto ra")
+	for _, turnedOn := range []bool{false, true} {
+		want, err := n.HostSysctls(t.Context(), turnedOn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, s := range want {
+			if strings.HasSuffix(s.Path, "accept_ra") {
+				got = append(got, s.Path+"="+s.Value)
+			}
+		}
+		if text := strings.Join(got, " "); turnedOn && text != "net/ipv6/conf/late0/accept_ra=2" || !turnedOn && text != "" {
+			t.Errorf("switched on by weft %v: %q", turnedOn, text)
+		}
+	}
+	if on, err := n.Forwards6(); err != nil || !on {
+		t.Errorf("the node forwards: %v, %v", on, err)
+	}
+}
+
+func TestLeadsOut(t *testing.T) {
+	at := func(name string, index, master, parent int) netlink.LinkAttrs {
+		return netlink.LinkAttrs{Name: name, Index: index, MasterIndex: master, ParentIndex: parent}
+	}
+	links := []netlink.Link{
+		&netlink.Device{LinkAttrs: at("eth0", 2, 0, 0)},
+		&netlink.Device{LinkAttrs: at("eth1", 3, 4, 0)},
+		&netlink.Bond{LinkAttrs: at("bond0", 4, 5, 0)},
+		&netlink.Bridge{LinkAttrs: at("br0", 5, 0, 0)},
+		&netlink.Vlan{LinkAttrs: at("br0.7", 6, 0, 5)},
+		&netlink.Vlan{LinkAttrs: at("eth0.8", 7, 0, 2)},
+		&netlink.Bridge{LinkAttrs: at("docker0", 8, 0, 0)},
+		&netlink.Veth{LinkAttrs: at("veth1", 9, 8, 0)},
+		&netlink.Tuntap{LinkAttrs: at("tap0", 10, 5, 0)},
+		&netlink.Vlan{LinkAttrs: at("docker0.9", 11, 0, 8)},
+		&netlink.Bridge{LinkAttrs: at("ring0", 12, 13, 0)},
+		&netlink.Bridge{LinkAttrs: at("ring1", 13, 12, 0)},
+	}
+	var got []string
+	for _, l := range links {
+		if leadsOut(l, links, 0) {
+			got = append(got, l.Attrs().Name)
+		}
+	}
+	if text := strings.Join(got, " "); text != "eth0 eth1 bond0 br0 br0.7 eth0.8" {
+		t.Errorf("these lead out: %s", text)
 	}
 }
 
