@@ -118,7 +118,7 @@ func (d *direct) open() (*attach.Attacher, error) {
 	}
 	if s.NeedsRebuild() {
 		// Not written: the daemon rebuilds all, and until then every call does this much.
-		lost, err := lostResults(state, k.OpenNS)
+		lost, err := lostResults(state, []string{weftIPAM, hostLocal}, k.OpenNS)
 		if err != nil {
 			return nil, err
 		}

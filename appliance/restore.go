@@ -49,7 +49,7 @@ func (d *Daemon) restore(ctx context.Context) (attach.State, error) {
 		ops = append(ops, store.PutLease(l))
 	}
 	if d.store.NeedsRebuild() {
-		lost, err := lostResults(state, d.kernel.OpenNS)
+		lost, err := lostResults(state, ipamPlugins(d.cfg.CNIBinDir), d.kernel.OpenNS)
 		if err != nil {
 			return state, err
 		}

@@ -46,27 +46,44 @@ type cniPlugin struct {
 	} `json:"delegate"`
 }
 
-func (p cniPlugin) ours() bool {
-	ipam := p.IPAM.Type
-	if p.Type == "flannel" {
-		if ipam = p.Delegate.IPAM.Type; ipam == "" {
-			ipam = "host-local"
-		}
+func (p cniPlugin) ipam() string {
+	switch {
+	case p.Type != "flannel":
+		return p.IPAM.Type
+	case p.Delegate.IPAM.Type != "":
+		return p.Delegate.IPAM.Type
 	}
-	return ipam == "host-local" || ipam == "weft-ipam"
+	return hostLocal
+}
+
+// The plugins that give addresses without an interface.
+const (
+	hostLocal = "host-local"
+	weftIPAM  = "weft-ipam"
+)
+
+// ipamPlugins returns those of them that are weft on this node. Beside another network the reference plugin may be there: its leases
+// are none of weft's, which would not hear when they end.
+func ipamPlugins(binDir string) []string {
+	plugin, err := os.Stat(filepath.Join(binDir, hostLocal))
+	self, errSelf := os.Stat("/proc/self/exe")
+	if err != nil || errSelf != nil || !os.SameFile(plugin, self) {
+		return []string{weftIPAM}
+	}
+	return []string{weftIPAM, hostLocal}
 }
 
 // lostResults returns what resultLeases finds and the store does not have.
-func lostResults(state attach.State, openNS func(path string) (int, func(), error)) ([]*model.Lease, error) {
-	found, err := resultLeases(cniResults, openNS)
+func lostResults(state attach.State, plugins []string, openNS func(path string) (int, func(), error)) ([]*model.Lease, error) {
+	found, err := resultLeases(cniResults, plugins, openNS)
 	return slices.DeleteFunc(found, func(l *model.Lease) bool {
 		return slices.ContainsFunc(state.Leases, func(o *model.Lease) bool { return o.AttachmentKey == l.AttachmentKey })
 	}), err
 }
 
 // resultLeases returns the leases of interfaces that other plugins made with addresses of weft, which nothing in the kernel tells,
-// from the results that the runtimes keep. A container whose network namespace is gone needs its addresses no more.
-func resultLeases(dir string, openNS func(path string) (int, func(), error)) ([]*model.Lease, error) {
+// from the results that the runtimes keep, for these IPAM plugins. A container whose network namespace is gone needs its addresses no more.
+func resultLeases(dir string, plugins []string, openNS func(path string) (int, func(), error)) ([]*model.Lease, error) {
 	files, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("reading the results of container runtimes: %w", err)
@@ -77,7 +94,7 @@ func resultLeases(dir string, openNS func(path string) (int, func(), error)) ([]
 		if err != nil {
 			continue // just detached, or no file
 		}
-		l := leaseOfResult(text)
+		l := leaseOfResult(text, plugins)
 		if l == nil {
 			continue
 		}
@@ -105,8 +122,8 @@ func resultNetNS(dir string, key model.AttachmentKey) string {
 	return r.NetNS
 }
 
-// leaseOfResult reads one file; nil when it is not of our kind, or of addresses that weft did not give.
-func leaseOfResult(text []byte) *model.Lease {
+// leaseOfResult reads one file; nil when it is none, or of addresses that another plugin gave.
+func leaseOfResult(text []byte, plugins []string) *model.Lease {
 	var r cniResult
 	if json.Unmarshal(text, &r) != nil || r.Network == "" || r.ContainerID == "" || r.IfName == "" {
 		return nil
@@ -115,7 +132,8 @@ func leaseOfResult(text []byte) *model.Lease {
 		cniPlugin
 		Plugins []cniPlugin `json:"plugins"`
 	}
-	if json.Unmarshal(r.Config, &conf) != nil || !slices.ContainsFunc(append(conf.Plugins, conf.cniPlugin), cniPlugin.ours) {
+	ours := func(p cniPlugin) bool { return slices.Contains(plugins, p.ipam()) }
+	if json.Unmarshal(r.Config, &conf) != nil || !slices.ContainsFunc(append(conf.Plugins, conf.cniPlugin), ours) {
 		return nil
 	}
 	l := &model.Lease{

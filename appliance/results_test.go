@@ -27,28 +27,29 @@ func TestResultLeases(t *testing.T) {
 			"cniArgs": [["IgnoreUnknown", "1"], ["K8S_POD_NAMESPACE", "default"], ["K8S_POD_NAME", "web"], ["K8S_POD_UID", "u1"]],
 			"result": {"cniVersion": "1.0.0", "ips": [%s], "interfaces": [{"name": "cni0"}]}}`, id, base64.StdEncoding.EncodeToString([]byte(conf)), id, ips))
 	}
-	hostLocal := `{"type": "bridge", "ipam": {"type": "host-local"}}`
-	file("list", `{"name": "net", "plugins": [`+hostLocal+`, {"type": "portmap"}]}`, `{"address": "10.5.0.2/24"}, {"address": "fd05::2/64"}`)
+	bridge := `{"type": "bridge", "ipam": {"type": "host-local"}}`
+	file("list", `{"name": "net", "plugins": [`+bridge+`, {"type": "portmap"}]}`, `{"address": "10.5.0.2/24"}, {"address": "fd05::2/64"}`)
 	file("single", `{"name": "net", "type": "macvlan", "ipam": {"type": "weft-ipam"}}`, `{"address": "10.1.0.9/24"}`)
 	file("flannel", `{"name": "net", "plugins": [{"type": "flannel", "delegate": {"isDefaultGateway": true}}]}`, `{"address": "10.244.1.3/24"}`)
 	file("dhcp", `{"name": "net", "plugins": [{"type": "flannel", "delegate": {"ipam": {"type": "dhcp"}}}]}`, `{"address": "10.244.1.4/24"}`)
 	file("static", `{"name": "net", "type": "bridge", "ipam": {"type": "static"}}`, `{"address": "10.6.0.2/24"}`)
 	file("weft", `{"name": "net", "plugins": [{"type": "weft-cni"}]}`, `{"address": "10.1.0.3/32"}`)
 	file("lo", `{"name": "net", "plugins": [{"type": "loopback"}]}`, `{"address": "127.0.0.1/8"}`)
-	file("gone", hostLocal, `{"address": "10.5.0.3/24"}`)
-	file("none", hostLocal, ``)
-	file("bad", hostLocal, `{"address": "nonsense"}`)
+	file("gone", bridge, `{"address": "10.5.0.3/24"}`)
+	file("none", bridge, ``)
+	file("bad", bridge, `{"address": "nonsense"}`)
 	put("net-half-eth0", `{"kind": "cniCacheV1", "contai`)
 	put("net-old-eth0", `{"cniVersion": "0.4.0", "ips": [{"version": "4", "address": "10.5.0.9/24"}]}`)
 
 	opened := 0
-	leases, err := resultLeases(dir, func(path string) (int, func(), error) {
+	openNS := func(path string) (int, func(), error) {
 		if path == "/run/netns/gone" {
 			return -1, nil, fmt.Errorf("%s: %w", path, attach.ErrNetNSGone)
 		}
 		opened++
 		return 0, func() { opened-- }, nil
-	})
+	}
+	leases, err := resultLeases(dir, []string{weftIPAM, hostLocal}, openNS)
 	if err != nil || opened != 0 {
 		t.Fatalf("%d namespaces are left open, error %v", opened, err)
 	}
@@ -64,6 +65,9 @@ func TestResultLeases(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 
+	if leases, err := resultLeases(dir, []string{weftIPAM}, openNS); err != nil || len(leases) != 1 || leases[0].ContainerID != "single" {
+		t.Errorf("where host-local is not weft: %v, %v", leases, err)
+	}
 	for key, want := range map[model.AttachmentKey]string{
 		{Network: "net", ContainerID: "weft", IfName: "eth0"}: "/run/netns/weft",
 		{Network: "net", ContainerID: "half", IfName: "eth0"}: "",
@@ -73,7 +77,34 @@ func TestResultLeases(t *testing.T) {
 			t.Errorf("the network namespace of %v is %q, want %q", key, got, want)
 		}
 	}
-	if leases, err := resultLeases(filepath.Join(dir, "missing"), nil); err != nil || leases != nil {
+	if leases, err := resultLeases(filepath.Join(dir, "missing"), nil, nil); err != nil || leases != nil {
 		t.Errorf("without a folder: %v, %v", leases, err)
+	}
+}
+
+func TestIPAMPlugins(t *testing.T) {
+	dir := t.TempDir()
+	if got := ipamPlugins(dir); !slices.Equal(got, []string{weftIPAM}) {
+		t.Errorf("without host-local: %q", got)
+	}
+	path := filepath.Join(dir, hostLocal)
+	if err := os.WriteFile(path, []byte("the reference plugin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got := ipamPlugins(dir); !slices.Equal(got, []string{weftIPAM}) {
+		t.Errorf("with the reference plugin: %q", got)
+	}
+	self, err := os.Executable()
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if err == nil {
+		err = os.Symlink(self, path)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := ipamPlugins(dir); !slices.Equal(got, []string{weftIPAM, hostLocal}) {
+		t.Errorf("with weft as host-local: %q", got)
 	}
 }
