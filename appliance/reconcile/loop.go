@@ -72,7 +72,7 @@ type Trigger struct {
 // Status is what the loop last did.
 type Status struct {
 	State    route.State
-	Applied  bool      // at least one round has succeeded
+	Applied  bool      // at least one round has put the rules in force; Err says what is amiss with the rest
 	Held     bool      // the kernel is as the daemon before this one has left it, until the cluster is heard
 	At       time.Time // of the last round
 	Took     time.Duration
@@ -113,6 +113,8 @@ type Loop struct {
 	run    sync.Mutex      // one round at a time
 	fabric []ruleset.Table // the packet filter of the Pod network as it was last set; run guards it
 	tables []ruleset.Table // all of the packet filter as it was last set; run guards it
+
+	inForce bool // the packet filter was set once; run guards it
 
 	mu     sync.Mutex
 	config route.Config
@@ -232,9 +234,8 @@ func (l *Loop) Round(ctx context.Context, t Trigger) error {
 	s.Held = l.start.held
 	if s.Err = ""; err != nil {
 		s.Err = err.Error()
-	} else {
-		s.Applied = true
 	}
+	s.Applied = s.Applied || err == nil || l.inForce
 	if state != nil {
 		s.State = *state
 	}
@@ -291,12 +292,19 @@ func (l *Loop) apply(ctx context.Context, t Trigger) (state *route.State, change
 	}
 	if self == nil || !applied || t.Fabric || !maps.Equal(l.nodes, snap.Nodes) {
 		l.nodes = nil // until it has succeeded, whatever the next round is about
-		if state, changes, err = l.applyFabric(ctx, cfg, snap, &last, held); err != nil || self == nil {
-			return state, changes, l.problems, err
+		var fabricErr error
+		state, changes, fabricErr = l.applyFabric(ctx, cfg, snap, &last, held)
+		if state == nil && applied {
+			state = &last
 		}
-		if !held {
+		if state == nil || self == nil {
+			return state, changes, l.problems, fabricErr
+		}
+		if fabricErr == nil && !held {
 			l.nodes = snap.Nodes
 		}
+		// A route that the kernel refuses is no reason to send connections to endpoints that are gone, or to forget a policy.
+		defer func() { err = errors.Join(fabricErr, err) }()
 	}
 	if l.DNS != nil {
 		more, dnsErr := l.DNS.apply(ctx, t.Fabric)
@@ -313,6 +321,7 @@ func (l *Loop) apply(ctx context.Context, t Trigger) (state *route.State, change
 	}
 	n, err := l.applyRules(ctx, cfg, snap, self, state, held)
 	l.heldWas(held, snap)
+	l.inForce = l.inForce || err == nil || len(l.Missing) > 0
 	if n > 0 {
 		changes = append(changes, fmt.Sprintf("%d nftables objects", n))
 	}
@@ -352,8 +361,9 @@ func (l *Loop) applyFabric(ctx context.Context, cfg route.Config, snap *model.Sn
 	if held {
 		return state, nil, nil
 	}
-	if changes, err = l.Host.ApplyHost(ctx, compiled.HostNet); err != nil {
-		return state, changes, fmt.Errorf("applying links and routes: %w", err)
+	changes, hostErr := l.Host.ApplyHost(ctx, compiled.HostNet)
+	if hostErr != nil {
+		hostErr = fmt.Errorf("applying links and routes: %w", hostErr)
 	}
 	// After the links: some settings are theirs.
 	more, problems := l.Host.EnsureSysctls(ctx)
@@ -362,9 +372,9 @@ func (l *Loop) applyFabric(ctx context.Context, cfg route.Config, snap *model.Sn
 	more, err = l.Host.ApplyPods(ctx, l.attachments())
 	changes = append(changes, more...)
 	if err != nil {
-		return state, changes, fmt.Errorf("applying the routes of Pods: %w", err)
+		err = fmt.Errorf("applying the routes of Pods: %w", err)
 	}
-	return state, changes, nil
+	return state, changes, errors.Join(hostErr, err)
 }
 
 func (l *Loop) attachments() []podnet.Attachment {

@@ -159,6 +159,40 @@ func TestFailureIsRemembered(t *testing.T) {
 	}
 }
 
+// Links and routes that the kernel refuses, for ever perhaps, keep nothing else from the kernel.
+func TestRulesWithoutRoutes(t *testing.T) {
+	r, ctx := newRig(), context.Background()
+	for _, applied := range []bool{false, true} {
+		r.w.failHost = errors.New("injected")
+		port := netip.MustParseAddr("10.0.1.9")
+		number := uint16(8080)
+		if applied {
+			number++
+		}
+		r.Inputs.Ports = func() []*model.HostPorts {
+			return []*model.HostPorts{{Addresses: []netip.Addr{port}, Mappings: []model.PortMapping{{HostPort: number, ContainerPort: 80, Protocol: model.TCP}}}}
+		}
+		err := r.Round(ctx, Trigger{})
+		if err == nil || !strings.Contains(err.Error(), "links and routes: injected") {
+			t.Errorf("the error is %v", err)
+		}
+		if text := r.w.table(0); !strings.Contains(text, fmt.Sprint(number)) {
+			t.Errorf("applied before %v: the host port is not in the rules:\n%s", applied, text)
+		}
+		if s := r.Status(); !s.Applied || s.Err == "" {
+			t.Errorf("status %+v", s)
+		}
+		if err := r.SyncRules(ctx); err != nil {
+			t.Errorf("opening a host port: %v", err)
+		}
+	}
+	before := r.w.hosts
+	r.w.failHost = nil
+	if err := r.Round(ctx, Trigger{}); err != nil || r.w.hosts != before+1 {
+		t.Errorf("the next round did not make it good: %v", err)
+	}
+}
+
 // What a round changes after a foreign hand is a repair; what it changes otherwise is not.
 func TestRepairsAreCounted(t *testing.T) {
 	r, ctx := newRig(), context.Background()
@@ -218,7 +252,7 @@ func TestFailures(t *testing.T) {
 		err     string
 		problem string
 	}{
-		{"routes", func(r *rig) { r.w.failHost = broken }, false, "applying links and routes: injected", ""},
+		{"routes", func(r *rig) { r.w.failHost = broken }, true, "applying links and routes: injected", ""},
 		{"rules", func(r *rig) { r.w.failRule = broken }, false, "applying the packet filter: injected", ""},
 		{"rules on a kernel without NAT", func(r *rig) { r.w.failRule, r.Missing = broken, []string{"no NAT"} }, true, "", "works without its packet filter"},
 	} {
