@@ -133,7 +133,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		}
 	}()
 	if d.cfg.NodeName == "" {
-		if d.cfg.NodeName, err = os.Hostname(); err != nil {
+		if d.cfg.NodeName, err = hostname(); err != nil {
 			return fmt.Errorf("finding the node's name (set nodeName): %w", err)
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"strings"
 	"time"
 
 	"weft.network/weft/appliance/attach"
@@ -36,6 +38,12 @@ func (d *Daemon) publish(s *model.Snapshot) {
 	}
 }
 
+// hostname is the name that kubelet gives its Node unless it is told another one (kubernetes/pkg/util/node).
+func hostname() (string, error) {
+	name, err := os.Hostname()
+	return strings.ToLower(strings.TrimSpace(name)), err
+}
+
 // overlay lays this node's own settings over what the cluster says: addresses and Pod ranges from weft.yaml win.
 func (d *Daemon) overlay(s *model.Snapshot) *model.Snapshot {
 	if len(d.cfg.NodeAddresses) == 0 && len(d.cfg.PodCIDRs) == 0 {
@@ -44,6 +52,8 @@ func (d *Daemon) overlay(s *model.Snapshot) *model.Snapshot {
 	n := model.Node{Name: d.cfg.NodeName}
 	if known := s.Node(d.cfg.NodeName); known != nil {
 		n = *known
+	} else if len(d.cfg.PodCIDRs) == 0 {
+		return s // a Node that is being made anew, whose Pod ranges nobody knows
 	}
 	if len(d.cfg.NodeAddresses) > 0 {
 		n.Addresses = d.cfg.NodeAddresses

@@ -2,11 +2,14 @@ package appliance
 
 import (
 	"context"
+	"fmt"
+	"net/netip"
 	"path/filepath"
 	"testing"
 
 	"go.uber.org/zap"
 
+	"weft.network/weft/appliance/config"
 	"weft.network/weft/appliance/model"
 	"weft.network/weft/appliance/store"
 )
@@ -34,6 +37,33 @@ func TestLastPictureIsKept(t *testing.T) {
 		}
 		if kept == nil || kept.Revision != revision {
 			t.Fatalf("kept %+v, want revision %d", kept, revision)
+		}
+	}
+}
+
+// TestOverlay: the node's own settings win, and make no Node of one whose Pod ranges nobody knows.
+func TestOverlay(t *testing.T) {
+	addr, r := netip.MustParseAddr("192.0.2.1"), netip.MustParsePrefix("10.1.0.0/24")
+	known := &model.Snapshot{Nodes: map[string]*model.Node{"a": {Name: "a", PodCIDRs: []netip.Prefix{r}}}}
+	for _, tc := range []struct {
+		name  string
+		snap  *model.Snapshot
+		addrs []netip.Addr
+		cidrs []netip.Prefix
+		want  string
+	}{
+		{"nothing of its own", known, nil, nil, "[] [10.1.0.0/24]"},
+		{"an address", known, []netip.Addr{addr}, nil, "[192.0.2.1] [10.1.0.0/24]"},
+		{"an address, and the Node is gone", &model.Snapshot{}, []netip.Addr{addr}, nil, "none"},
+		{"a range, and no Node", &model.Snapshot{}, []netip.Addr{addr}, []netip.Prefix{r}, "[192.0.2.1] [10.1.0.0/24]"},
+	} {
+		d := &Daemon{cfg: config.Config{NodeName: "a", NodeAddresses: tc.addrs, PodCIDRs: tc.cidrs}}
+		got := "none"
+		if n := d.overlay(tc.snap).Node("a"); n != nil {
+			got = fmt.Sprint(n.Addresses, n.PodCIDRs)
+		}
+		if got != tc.want {
+			t.Errorf("%s: %s, want %s", tc.name, got, tc.want)
 		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -264,7 +263,7 @@ func Trace(ctx context.Context, cfg config.Config, from, to, protocol string) (T
 // traceStore reads what a daemon left behind, and compiles it as that daemon would.
 func traceStore(ctx context.Context, cfg config.Config) (t *tracing, closing func(), err error) {
 	if cfg.NodeName == "" {
-		if cfg.NodeName, err = os.Hostname(); err != nil {
+		if cfg.NodeName, err = hostname(); err != nil {
 			return nil, nil, fmt.Errorf("finding the node's name (set nodeName): %w", err)
 		}
 	}

@@ -76,6 +76,10 @@ func parsePodCIDR(text string, others []netip.Prefix) (netip.Prefix, error) {
 	return prefix.Masked(), nil
 }
 
+// mirrorAnnotation is on the object of a static Pod, which kubelet reads from a file and shows in the API: the UID that kubelet itself
+// knows that Pod by, and gives to CNI (kubernetes/pkg/kubelet/types).
+const mirrorAnnotation = "kubernetes.io/config.mirror"
+
 // convertPod takes from a Pod what the network needs. Fields that cannot be used are left out and returned as errors; the
 // annotation for addresses is not among them, since its error belongs to the user of the Pod.
 func convertPod(p *corev1.Pod) (*model.Pod, []fieldError) {
@@ -85,6 +89,9 @@ func convertPod(p *corev1.Pod) (*model.Pod, []fieldError) {
 		HostNetwork: p.Spec.HostNetwork,
 		Labels:      maps.Clone(p.Labels),
 		Completed:   p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
+	}
+	if hash := p.Annotations[mirrorAnnotation]; hash != "" {
+		out.UID = hash
 	}
 	var bad fieldErrors
 	for i, ip := range p.Status.PodIPs {

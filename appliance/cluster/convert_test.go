@@ -108,6 +108,7 @@ func TestConvertPod(t *testing.T) {
 		bad  []string
 	}{
 		{"pending", pod(func(*corev1.Pod) {}), func(*model.Pod) {}, nil},
+		{"static", pod(func(p *corev1.Pod) { p.Annotations = map[string]string{"kubernetes.io/config.mirror": "4f5"} }), func(p *model.Pod) { p.UID = "4f5" }, nil},
 		{"running", pod(func(p *corev1.Pod) {
 			p.Status.Phase = corev1.PodRunning
 			p.Status.PodIPs = []corev1.PodIP{{IP: "10.1.0.2"}, {IP: "fd00::2"}}

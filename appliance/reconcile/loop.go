@@ -290,6 +290,11 @@ func (l *Loop) apply(ctx context.Context, t Trigger) (state *route.State, change
 	if err != nil {
 		return state, nil, l.problems, err
 	}
+	if self != nil && len(self.PodCIDRs) == 0 && len(last.PodRanges) > 0 && !l.NoFabric {
+		l.nodes = nil
+		return state, nil, append(slices.Clone(l.problems), "the cluster names no Pod range for this node any more (node.spec.podCIDRs), as while a Node is made "+
+			"anew: all stays as it is until there is one"), nil
+	}
 	if self == nil || !applied || t.Fabric || !maps.Equal(l.nodes, snap.Nodes) {
 		l.nodes = nil // until it has succeeded, whatever the next round is about
 		var fabricErr error

@@ -193,6 +193,28 @@ func TestRulesWithoutRoutes(t *testing.T) {
 	}
 }
 
+// A Node that is made anew has no Pod range until somebody gives it one: what runs goes on with what it had.
+func TestNodeWithoutRange(t *testing.T) {
+	r, ctx := newRig(), context.Background()
+	if err := r.Round(ctx, Trigger{}); err != nil {
+		t.Fatal(err)
+	}
+	hosts, rules := r.w.hosts, r.w.table(0)
+	fresh := *r.snap.Nodes["a"]
+	fresh.PodCIDRs = nil
+	r.snap = &model.Snapshot{Nodes: map[string]*model.Node{"a": &fresh, "b": r.snap.Nodes["b"]}}
+	if err := r.Round(ctx, Trigger{Fabric: true, Rules: true}); err != nil || r.w.hosts != hosts || r.w.table(0) != rules {
+		t.Errorf("links were set %d times more, %v; the rules are\n%s", r.w.hosts-hosts, err, r.w.table(0))
+	}
+	if s := r.Status(); len(s.State.PodRanges) != 1 || !strings.Contains(strings.Join(s.Problems, ""), "node.spec.podCIDRs") {
+		t.Errorf("status %+v", s)
+	}
+	r.snap = &model.Snapshot{Nodes: map[string]*model.Node{"a": node("a", "192.0.2.1", "10.0.9.0/24"), "b": r.snap.Nodes["b"]}}
+	if err := r.Round(ctx, Trigger{}); err != nil || r.w.hosts != hosts+1 || !strings.Contains(r.w.table(0), "10.0.9.0/24") {
+		t.Errorf("with a new range: %v\n%s", err, r.w.table(0))
+	}
+}
+
 // What a round changes after a foreign hand is a repair; what it changes otherwise is not.
 func TestRepairsAreCounted(t *testing.T) {
 	r, ctx := newRig(), context.Background()

@@ -156,6 +156,12 @@ func (c *compiler) peer(n *model.Node) {
 // clash refuses a peer's range that overlaps our own or the underlay: its route would cut off local Pods or machines. A range that two
 // peers have belongs to the first of them by name, on every node alike.
 func (c *compiler) clash(n *model.Node) string {
+	for _, a := range n.Addresses {
+		_, here := c.linkOf(a)
+		if here || slices.Contains(c.self.Addresses, a) {
+			return fmt.Sprintf("it claims this node's own address %s: delete the Node that is gone", a)
+		}
+	}
 	for _, r := range n.PodCIDRs {
 		for _, own := range c.self.PodCIDRs {
 			if r.Overlaps(own) {
