@@ -85,23 +85,23 @@ func features() []feature {
 	nat := func(h ruleset.Hook, s ...ruleset.Statement) ruleset.Table {
 		return chainTable(&ruleset.Base{Type: ruleset.NATing, Hook: h, Priority: ruleset.PriorityDstNAT}, s...)
 	}
-	filter := func(h ruleset.Hook, s ...ruleset.Statement) ruleset.Table {
-		return chainTable(&ruleset.Base{Type: ruleset.Filter, Hook: h, Priority: ruleset.PriorityRaw}, s...)
+	filter := func(s ...ruleset.Statement) ruleset.Table {
+		return chainTable(&ruleset.Base{Type: ruleset.Filter, Hook: ruleset.Prerouting, Priority: ruleset.PriorityRaw}, s...)
 	}
 	toFirst := ruleset.NAT{Family: ruleset.IPv4, Addr: netip.IPv4Unspecified(), Port: 1}
 	return []feature{
-		{"tables of both families", "CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET", filter(ruleset.Prerouting, ruleset.Counter{}, ruleset.Accept)},
+		{"tables of both families", "CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET", filter(ruleset.Counter{}, ruleset.Accept)},
 		{"address translation", "CONFIG_NFT_NAT", nat(ruleset.Prerouting, toFirst)},
 		{"masquerading", "CONFIG_NFT_MASQ", nat(ruleset.Postrouting, ruleset.Masquerade{FullyRandom: true})},
 		{"redirection", "CONFIG_NFT_REDIR", nat(ruleset.Prerouting, ruleset.Redirect{})},
-		{"routing lookups", "CONFIG_NFT_FIB_INET, CONFIG_NFT_FIB_IPV4 and CONFIG_NFT_FIB_IPV6", filter(ruleset.Prerouting, ruleset.ToLocal, ruleset.ReturnRoute)},
-		{"connection tracking", "CONFIG_NFT_CT and CONFIG_NF_CONNTRACK_MARK", filter(ruleset.Prerouting, ruleset.Masked(ruleset.CtMark, 1, 1), ruleset.Notrack{})},
-		{"number generators", "CONFIG_NFT_NUMGEN", filter(ruleset.Prerouting, ruleset.Assign{Target: ruleset.MetaMark, From: ruleset.Numgen{Mod: 2}})},
-		{"hashes", "CONFIG_NFT_HASH", filter(ruleset.Prerouting, ruleset.Assign{Target: ruleset.MetaMark, From: ruleset.Jhash{Of: ruleset.IPSaddr, Mod: 2, Seed: 1}})},
+		{"routing lookups", "CONFIG_NFT_FIB_INET, CONFIG_NFT_FIB_IPV4 and CONFIG_NFT_FIB_IPV6", filter(ruleset.ToLocal, ruleset.ReturnRoute)},
+		{"connection tracking", "CONFIG_NFT_CT and CONFIG_NF_CONNTRACK_MARK", filter(ruleset.Masked(ruleset.CtMark, 1, 1), ruleset.Notrack{})},
+		{"number generators", "CONFIG_NFT_NUMGEN", filter(ruleset.Assign{Target: ruleset.MetaMark, From: ruleset.Numgen{Mod: 2}})},
+		{"hashes", "CONFIG_NFT_HASH", filter(ruleset.Assign{Target: ruleset.MetaMark, From: ruleset.Jhash{Of: ruleset.IPSaddr, Mod: 2, Seed: 1}})},
 		memoryFeature(),
-		{"limits", "CONFIG_NFT_LIMIT", filter(ruleset.Prerouting, ruleset.Limit{Rate: 1, Per: ruleset.Second, Burst: 5})},
-		{"logging", "CONFIG_NFT_LOG and CONFIG_NETFILTER_NETLINK_LOG", filter(ruleset.Prerouting, ruleset.Log{Group: 77, Prefix: "weft", Snaplen: 80})},
-		{"rejection", "CONFIG_NFT_REJECT_INET and Linux 5.9 or newer", filter(ruleset.Prerouting, ruleset.RejectPort)},
+		{"limits", "CONFIG_NFT_LIMIT", filter(ruleset.Limit{Rate: 1, Per: ruleset.Second, Burst: 5})},
+		{"logging", "CONFIG_NFT_LOG and CONFIG_NETFILTER_NETLINK_LOG", filter(ruleset.Log{Group: 77, Prefix: "weft", Snaplen: 80})},
+		{"rejection", "CONFIG_NFT_REJECT_INET and Linux 5.9 or newer", filter(ruleset.RejectPort)},
 		{"maps of addresses and ports", "Linux 5.6 or newer", setTable(ruleset.Set{Key: []ruleset.Type{addr, port}, Data: []ruleset.Type{addr, port}},
 			ruleset.Element{Key: ruleset.Tuple(any4, ruleset.Port(1)), Data: ruleset.Tuple(any4, ruleset.Port(1))})},
 		{"sets of ranges", "Linux 5.6 or newer", setTable(ruleset.Set{Key: []ruleset.Type{addr}, Interval: true}, ruleset.Element{Key: any4, End: any4})},
