@@ -3,6 +3,7 @@ package plugins
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -193,4 +194,40 @@ func TestCollectChain(t *testing.T) {
 		t.Errorf("leases after GC: %v, want that of stays alone", left)
 	}
 	n.no(n.check(list, stays))
+}
+
+// TestHostLocalTakesOver: a container that the reference host-local served runs on when weft takes that plugin's place, keeps its
+// address for itself, and gives it back with its DEL.
+func TestHostLocalTakesOver(t *testing.T) {
+	for _, daemon := range []bool{true, false} {
+		t.Run(fmt.Sprintf("weftd %t", daemon), func(t *testing.T) {
+			n := newNode(t)
+			if daemon {
+				n.start()
+			}
+			ipam := hostLocal(ownRanges)
+			ipam["dataDir"] = n.path("networks")
+			list := n.list("1.0.0", "one", bridge(ipam))
+			old, next, later := newContainer(t, "old"), newContainer(t, "next"), newContainer(t, "later")
+			link := n.path("bin/host-local")
+			n.no(os.Remove(link)) // the runtime finds the reference plugin in its second folder
+			n.mustAdd(list, old)
+			given := old.addrs
+			if files, err := os.ReadDir(n.path("networks/one")); err != nil || len(files) < len(given) {
+				t.Fatalf("the reference plugin was not called: %v, %v", files, err)
+			}
+			n.no(os.Symlink(weft, link))
+			n.mustAdd(list, next)
+			unique(t, ownRanges, []*container{old, next})
+			meet(t, old, next)
+			n.no(n.del(list, old))
+			for _, a := range given {
+				if _, err := os.Stat(n.path("networks/one/" + a.String())); err == nil {
+					t.Errorf("%s is still kept from others", a)
+				}
+			}
+			n.mustAdd(list, later)
+			unique(t, ownRanges, []*container{next, later})
+		})
+	}
 }
