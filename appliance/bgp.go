@@ -110,15 +110,14 @@ func (d *Daemon) runBGP(ctx context.Context) {
 	defer d.bgp.server.Close()
 	audit := time.NewTicker(bgpAudit)
 	defer audit.Stop()
+	settle := time.NewTicker(holdSettle) // by itself: where something changes all the time, a timer of each turn would never end
+	defer settle.Stop()
 	for {
 		_, changed := d.rounds.Watch()
-		var retry, settle <-chan time.Time
+		var retry <-chan time.Time
 		if err := d.bgp.apply(ctx); err != nil && ctx.Err() == nil {
 			d.log.Error("the BGP speaker is not as it should be; trying again", zap.Error(err), zap.Duration("in", bgpRetry))
 			retry = time.After(bgpRetry)
-		}
-		if d.bgp.holding() {
-			settle = time.After(holdSettle)
 		}
 		select {
 		case <-ctx.Done():
@@ -127,8 +126,10 @@ func (d *Daemon) runBGP(ctx context.Context) {
 		case <-d.bgp.wake:
 		case <-retry:
 		case <-audit.C:
-		case <-settle:
-			d.bgp.release(ctx)
+		case <-settle.C:
+			if d.bgp.holding() {
+				d.bgp.release(ctx)
+			}
 		}
 	}
 }

@@ -192,6 +192,38 @@ func TestRoutesFollow(t *testing.T) {
 	}
 }
 
+// TestLessForOne: what one neighbour is not told any more is withdrawn from it, and from nobody else. Each has a group of its own, as
+// peering gives it.
+func TestLessForOne(t *testing.T) {
+	a, b, c := newSpeaker(t, 65001, "127.0.0.1"), newSpeaker(t, 65002, "127.0.0.2"), newSpeaker(t, 65003, "127.0.0.3")
+	meet(a, b, nil)
+	meet(a, c, nil)
+	a.want.Groups = []peering.Group{{Name: "b"}, {Name: "c"}}
+	a.want.Neighbours[0].Group, a.want.Neighbours[1].Group = "b", "c"
+	a.want.Paths = []peering.Path{
+		{Prefix: netip.MustParsePrefix("10.1.0.0/24"), Groups: []string{"b", "c"}}, {Prefix: netip.MustParsePrefix("203.0.113.5/32"), Groups: []string{"b", "c"}},
+	}
+	a.apply()
+	settle(b, a)
+	b.apply()
+	settle(c, a, b)
+	c.apply()
+	all := []string{"10.1.0.0/24 via 127.0.0.1", "203.0.113.5/32 via 127.0.0.1"}
+	b.untilRoutes(all...)
+	c.untilRoutes(all...)
+
+	a.want.Groups[0].Name, a.want.Neighbours[0].Group = "d", "d"
+	a.want.Paths[0].Groups, a.want.Paths[1].Groups = []string{"d", "c"}, []string{"c"}
+	a.apply()
+	b.untilRoutes(all[0])
+	c.untilRoutes(all...)
+	for _, x := range []*speaker{b, c} {
+		if s := a.session(x); s.State != "Established" || s.Ended != 0 {
+			t.Errorf("the session has suffered: %+v", s)
+		}
+	}
+}
+
 func TestImportRules(t *testing.T) {
 	a, b := newSpeaker(t, 65001, "127.0.0.1"), newSpeaker(t, 65002, "127.0.0.2")
 	rule := func(prefix string, ge, le int, reject bool) model.PrefixRule {

@@ -304,7 +304,8 @@ func (c *compiler) switchesOf(p *model.BGPPeer) switches {
 	return s
 }
 
-// group returns the name of the group of a neighbour, and makes the group if it is the first.
+// group returns the name of the group of a neighbour, and makes the group if it is the first. A BGPPeer is a group by itself: gobgp
+// withdraws from a neighbour what the neighbour's group is not named for any more, and only from such a one.
 func (c *compiler) group(n *Neighbour, s switches) string {
 	g := Group{
 		IPv6: n.Address.Is6(), Communities: s.advertise.Communities, LargeCommunities: s.advertise.LargeCommunities,
@@ -321,7 +322,11 @@ func (c *compiler) group(n *Neighbour, s switches) string {
 		}
 		return strconv.FormatUint(uint64(*v), 10)
 	}
-	sum := sha256.Sum256(fmt.Appendf(nil, "%v %v %v %v %v %v %v %v %v %s %s", g.IPv6, g.Communities, g.LargeCommunities, g.Reflect,
+	own := ""
+	if !n.Mesh {
+		own = n.Name
+	}
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %v %v %v %v %v %v %v %v %v %s %s", own, g.IPv6, g.Communities, g.LargeCommunities, g.Reflect,
 		s.pods, s.loadBalancer, s.external, s.cluster, s.export, number(g.LocalPreference), number(g.MED)))
 	g.Name = hex.EncodeToString(sum[:8])
 	if _, known := c.switches[g.Name]; !known {
