@@ -181,14 +181,21 @@ func Drained(n *model.Node) bool {
 	return ok && value != "false"
 }
 
-// serves reports whether packets for the Services that arrive at a node find an endpoint.
+// serves reports whether packets for the Services that arrive at a node find an endpoint. One that has no endpoint on any node takes
+// the address from none of those that share it.
 func (a *announcer) serves(n *model.Node, services []*model.Service) bool {
+	counts := false
 	for _, s := range services {
-		if s.ExternalLocal && !a.local[s.Key()][n.Name] {
+		nodes := a.local[s.Key()]
+		switch {
+		case s.ExternalLocal && len(nodes) == 0:
+			continue
+		case s.ExternalLocal && !nodes[n.Name]:
 			return false
 		}
+		counts = true
 	}
-	return true
+	return counts
 }
 
 func filter(nodes []*model.Node, keep func(*model.Node) bool) (out []*model.Node) {

@@ -43,6 +43,8 @@ func TestAnnouncements(t *testing.T) {
 		{"of which there are none", with(func(p *model.LoadBalancerPool) { p.Nodes = is("zone", "y") }), abc, []*model.Service{svc("s", "has=192.0.2.1")}, "", "nodeSelector"},
 		{"local endpoints", plain, abc, []*model.Service{svc("s", "has=192.0.2.1", "local")}, "b", ""},
 		{"no local endpoints", plain, abc, []*model.Service{svc("other", "has=192.0.2.1", "local")}, "", "Local"},
+		{"shared, one without endpoints", plain, abc, []*model.Service{svc("s", "has=192.0.2.1", "local"), svc("other", "has=192.0.2.1", "local", "port=81")}, "b", ""},
+		{"shared, none with endpoints", plain, abc, []*model.Service{svc("o1", "has=192.0.2.1", "local"), svc("o2", "has=192.0.2.1", "local", "port=81")}, "", "Local"},
 		{"shared, one of them local", plain, abc, []*model.Service{svc("s", "has=192.0.2.1", "local"), svc("t", "has=192.0.2.1", "port=81")}, "b", ""},
 		{"drained", plain, nodes(node("a", DrainLabel+"=true"), node("b", DrainLabel+"=false"), node("c", DrainLabel)), []*model.Service{svc("s", "has=192.0.2.1")}, "b", ""},
 		{"all drained", plain, nodes(node("a", DrainLabel)), []*model.Service{svc("s", "has=192.0.2.1")}, "", "drained"},

@@ -113,8 +113,8 @@ func allowed(rules []model.PrefixRule, p netip.Prefix) bool {
 	return true
 }
 
-// ready says where a Service has ready endpoints.
-type ready struct{ here, anywhere bool }
+// ready says where a Service has ready endpoints: on this node, on any node, or at all.
+type ready struct{ here, placed, anywhere bool }
 
 // services adds the addresses of Services that this node can serve.
 func (c *compiler) services(add func(netip.Prefix, class, string, ...model.ServiceKey)) {
@@ -145,16 +145,46 @@ func (c *compiler) services(add func(netip.Prefix, class, string, ...model.Servi
 			own[a] = true
 		}
 	}
+	locals := c.locals(wanted)
 	for key, r := range wanted {
 		s := c.snap.Services[key]
 		if r.anywhere {
 			c.service(s, r, func(a netip.Addr, cl class, local bool) {
-				if !own[a] { // a node's own address, as k3s puts it into the status, has a route already
-					add(c.prefix(a, local), cl, key.String(), key)
+				here, shared := locals[a]
+				switch {
+				case own[a]: // a node's own address, as k3s puts it into the status, has a route already
+				case shared && cl != clusterIP && !here: // here another Service at this address would lose its packets
+				default:
+					add(c.prefix(a, local || shared), cl, key.String(), key)
 				}
 			})
 		}
 	}
+}
+
+// locals lists the addresses of Services with externalTrafficPolicy Local that have an endpoint on some node, and whether all of those
+// that share an address have one here.
+func (c *compiler) locals(wanted map[model.ServiceKey]*ready) map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	for key, r := range wanted {
+		s := c.snap.Services[key]
+		if !s.ExternalLocal || !r.placed {
+			continue
+		}
+		note := func(a netip.Addr) {
+			here, known := out[a]
+			out[a] = r.here && (here || !known)
+		}
+		for _, in := range s.Ingress {
+			if !in.Proxy {
+				note(in.IP)
+			}
+		}
+		for _, a := range s.ExternalIPs {
+			note(a)
+		}
+	}
+	return out
 }
 
 // add counts the endpoints of one slice.
@@ -163,7 +193,7 @@ func (r *ready) add(slice *model.EndpointSlice, node string) {
 		e := &slice.Endpoints[i]
 		if e.Ready && !e.Terminating {
 			r.anywhere = true
-			r.here = r.here || e.Node == node
+			r.here, r.placed = r.here || e.Node == node, r.placed || e.Node != ""
 		}
 	}
 }
