@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -277,9 +278,22 @@ func (d *Daemon) watchLeaks(ctx context.Context) {
 	}
 }
 
+// leaks finds the leases that nothing stands behind any more. Those of Pods that the cluster has on this node are none: after a reboot
+// the runtime brings them back, and they get the addresses that they had.
+func (d *Daemon) leaks(ctx context.Context, sandboxes map[string]bool) ([]attach.Leak, error) {
+	all, err := d.attacher.Leaks(ctx, sandboxes)
+	return slices.DeleteFunc(all, func(l attach.Leak) bool { return d.expects(l.Lease.Pod) }), err
+}
+
+// expects says whether the cluster has that very Pod on this node.
+func (d *Daemon) expects(ref model.PodRef) bool {
+	pod := d.snapshot().Pod(ref.Key())
+	return pod != nil && pod.UID == ref.UID && pod.Node == d.cfg.NodeName && !pod.Completed
+}
+
 func (d *Daemon) freeLeaks(ctx context.Context) error {
 	sandboxes := d.sandboxes(ctx)
-	leaks, err := d.attacher.Leaks(ctx, sandboxes)
+	leaks, err := d.leaks(ctx, sandboxes)
 	if err != nil {
 		return err
 	}

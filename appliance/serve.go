@@ -107,7 +107,7 @@ type LeakStatus struct {
 }
 
 func (d *Daemon) serveLeaks(w http.ResponseWriter, r *http.Request) {
-	leaks, err := d.attacher.Leaks(r.Context(), d.sandboxes(r.Context()))
+	leaks, err := d.leaks(r.Context(), d.sandboxes(r.Context()))
 	if err != nil {
 		control.WriteError(w, http.StatusInternalServerError, err)
 		return
