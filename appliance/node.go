@@ -184,7 +184,7 @@ func (d *Daemon) Pod(ctx context.Context, ref model.PodRef) *model.Pod {
 		snap, changed := d.newest.Watch()
 		p := snap.Pod(ref.Key())
 		st := d.source.Status()
-		live := st.Kind == cluster.KindKubernetes && st.Connected
+		live := st.Kind == cluster.KindKubernetes && st.Connected && !(snap != nil && snap.Stored)
 		if p != nil && (ref.UID == "" || p.UID == ref.UID || !live) || !live {
 			return p
 		}

@@ -3,6 +3,7 @@ package appliance
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
@@ -38,7 +39,12 @@ func (d *Daemon) newSource(ctx context.Context) (cluster.Source, error) {
 	if err != nil {
 		return nil, err
 	}
+	stored, err := d.store.Snapshot()
+	if err != nil {
+		return nil, fmt.Errorf("reading the stored picture of the cluster: %w", err)
+	}
 	return cluster.NewKubernetes(cluster.KubernetesOptions{
+		Stored:   stored,
 		NodeName: d.cfg.NodeName, Kubeconfig: d.cfg.Kubeconfig, Servers: d.cfg.APIServers, Known: identity.APIServers,
 		OnServers: func(servers []string) { d.learnServers(ctx, servers) }, OnProblem: problem, Version: d.version,
 		Services: services, Policies: policies, Pools: lb, Allocate: d.allocate(), DNS: d.dnsOptions(),

@@ -171,6 +171,36 @@ func TestClusterWithoutOurKinds(t *testing.T) {
 	}
 }
 
+// TestRefusedAtStart: a server that refuses, as one that has just started may, has not said that there is nothing: what was known goes on.
+// What it says later counts.
+func TestRefusedAtStart(t *testing.T) {
+	key := model.SecretKey{Namespace: "kube-system", Name: "weft-bgp"}
+	stored := &model.Snapshot{
+		BGPPeers: map[string]*model.BGPPeer{"tor": {Name: "tor", PasswordSecret: &model.SecretRef{Name: "weft-bgp", Key: "tor"}}},
+		Secrets: map[model.SecretKey]*model.Secret{
+			key: {Namespace: key.Namespace, Name: key.Name, Data: map[string][]byte{"tor": []byte("one")}}, {Namespace: "kube-system", Name: "other"}: {Namespace: "kube-system", Name: "other"},
+		},
+		Pools: map[string]*model.LoadBalancerPool{"lan": {Name: "lan"}},
+	}
+	api := newAPIServer()
+	for _, path := range []string{pathBGPPeers, pathSecrets} {
+		api.setForbidden(path, true)
+	}
+	ca := newAuthority(t)
+	server := serve(t, api, "127.0.0.1:0", ca.certificate(t, "127.0.0.1"))
+	w := kubeSource(t, KubernetesOptions{Kubeconfig: kubeconfig(t, "", "https://"+hostport(server), ca.pem), BGP: true, Stored: stored})
+	api.put(pathNodes, "a", apiNode("a", "10.1.0.0/24"))
+	w.run()
+	first := w.until("a snapshot", func(s *model.Snapshot) bool { return s != nil })
+	if first.BGPPeers["tor"] == nil || len(first.Secrets) != 1 || string(first.Secrets[key].Data["tor"]) != "one" || len(first.Pools) != 0 {
+		t.Errorf("the first snapshot has peers %v, Secrets %v and pools %v", first.BGPPeers, first.Secrets, first.Pools)
+	}
+	for _, path := range []string{pathBGPPeers, pathSecrets} {
+		api.setForbidden(path, false)
+	}
+	w.until("what the server says", func(s *model.Snapshot) bool { return len(s.BGPPeers)+len(s.Secrets) == 0 })
+}
+
 // TestDefinitionsArriveLater installs the definitions in a running cluster.
 func TestDefinitionsArriveLater(t *testing.T) {
 	api := newAPIServer()

@@ -22,9 +22,6 @@ const (
 	customVersion = "v1alpha1"
 )
 
-// customPatience is the longest wait between two looks for a kind that the cluster may not have.
-const customPatience = 30 * time.Second
-
 // absentBelieved is how long the server must say that a kind with objects does not exist until they count as gone. Whoever deletes a
 // definition sees each of its objects deleted first; an answer "not found" to everything is that of something between us and the server.
 const absentBelieved = 10 * time.Second
@@ -124,14 +121,14 @@ func (k *Kubernetes) customKinds(c dynamic.Interface) []kind {
 		var since, last time.Time // the server says that there is no such kind
 		all = append(all, kind{
 			name: ck.plural, example: customExample(ck.kind), client: dynamicLister{c.Resource(customResource(ck.plural))}, into: store,
-			optional: true, patience: customPatience,
+			optional: true,
 			absent: func(missing bool) error {
 				if !missing {
 					k.listed(ck.plural) // not allowed to know: go on with what is known
 					return nil
 				}
 				now := time.Now()
-				if now.Sub(last) > 2*customPatience {
+				if now.Sub(last) > 4*backoffMost {
 					since = now
 				}
 				last = now

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -36,8 +35,6 @@ type kind struct {
 	optional bool
 	// absent is called when the server says that there is no such kind (missing) or that it is not for us; may be nil.
 	absent func(missing bool) error
-	// patience is the longest wait after a failed request; 0 is backoffMost.
-	patience time.Duration
 }
 
 // The names of the kinds.

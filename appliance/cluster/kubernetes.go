@@ -74,6 +74,9 @@ type KubernetesOptions struct {
 	Allocate func(context.Context, *Allocations)
 	// Version of this weft, for the user agent.
 	Version string
+	// Stored is the last picture, or nil: what it says of weft's own kinds and of Secrets holds until the server has answered about them.
+	// A server that refuses has not, as one that has just started may refuse everybody.
+	Stored *model.Snapshot
 }
 
 // Kubernetes is the source that watches an API server.
@@ -138,6 +141,7 @@ func NewKubernetes(o KubernetesOptions) (*Kubernetes, error) {
 	for _, ck := range customKinds(o.BGP, o.Pools) {
 		k.synced[ck.plural] = false
 	}
+	k.begin(o.Stored)
 	for _, text := range o.Servers {
 		u, err := parseServer(text)
 		if err != nil {
@@ -146,6 +150,26 @@ func NewKubernetes(o KubernetesOptions) (*Kubernetes, error) {
 		k.overrides = append(k.overrides, u)
 	}
 	return k, nil
+}
+
+// begin takes over what is known of the kinds that a server may refuse.
+func (k *Kubernetes) begin(s *model.Snapshot) {
+	if s == nil {
+		return
+	}
+	if k.options.Pools {
+		k.objects.pools.replace(s.Pools)
+	}
+	if !k.options.BGP {
+		return
+	}
+	k.objects.bgpPeers.replace(s.BGPPeers)
+	names := referredSecrets(s.BGPPeers, k.options.Secrets)
+	for key, secret := range s.Secrets {
+		if key.Namespace == k.options.SecretNamespace && slices.Contains(names, key.Name) {
+			k.objects.secrets.put(key, secret)
+		}
+	}
 }
 
 // Status implements Source.
@@ -290,13 +314,9 @@ func (k *Kubernetes) session(ctx context.Context) error {
 
 // reflector lists and watches one kind with a client.
 func (k *Kubernetes) reflector(kd kind, client any) *cache.Reflector {
-	most := backoffMost
-	if kd.patience > 0 {
-		most = kd.patience
-	}
 	return cache.NewReflectorWithOptions(kd.listWatch(client, k.status, k.objects), kd.example, kd.into, cache.ReflectorOptions{
 		Name:    kd.name,
-		Backoff: &wait.Backoff{Duration: backoffFirst, Cap: most, Factor: backoffFactor, Jitter: 0.5, Steps: 100},
+		Backoff: &wait.Backoff{Duration: backoffFirst, Cap: backoffMost, Factor: backoffFactor, Jitter: 0.5, Steps: 100},
 	})
 }
 

@@ -127,7 +127,7 @@ func (k *Kubernetes) secretKind(c kubernetes.Interface, name string) kind {
 		only: func(o *metav1.ListOptions) {
 			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
 		},
-		into: store, optional: true, patience: customPatience,
+		into: store, optional: true,
 		absent: func(bool) error { answered(); return nil },
 	}
 }
