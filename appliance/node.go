@@ -142,7 +142,8 @@ func (d *Daemon) blocked() error {
 	case len(self.PodCIDRs) == 0 && !d.loop.NoFabric:
 		return say("node.spec.podCIDRs is empty: let the controller manager allocate node CIDRs (--allocate-node-cidrs, --cluster-cidr) or set podCIDRs in weft.yaml")
 	}
-	if s := d.loop.Status(); !s.Applied {
+	// The picture may be newer than the last round, which then had no ranges to give from.
+	if s := d.loop.Status(); !s.Applied || len(s.State.PodRanges) == 0 && !d.loop.NoFabric {
 		why := s.Err
 		if why == "" {
 			why = "links, routes and rules are being set up"

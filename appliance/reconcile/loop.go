@@ -235,7 +235,7 @@ func (l *Loop) Round(ctx context.Context, t Trigger) error {
 	if s.Err = ""; err != nil {
 		s.Err = err.Error()
 	}
-	s.Applied = s.Applied || err == nil || l.inForce
+	s.Applied = s.Applied || l.inForce
 	if state != nil {
 		s.State = *state
 	}

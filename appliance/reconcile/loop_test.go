@@ -104,6 +104,20 @@ func newRig() *rig {
 	return r
 }
 
+// TestRoundWithoutNode: a round that knows nothing of this node has set nothing up, and gives nobody an address.
+func TestRoundWithoutNode(t *testing.T) {
+	r, ctx := newRig(), context.Background()
+	known := r.snap
+	r.snap = &model.Snapshot{}
+	if err := r.Round(ctx, Trigger{}); err != nil || r.Status().Applied {
+		t.Errorf("an unknown node: applied %v, error %v", r.Status().Applied, err)
+	}
+	r.snap = known
+	if err := r.Round(ctx, Trigger{}); err != nil || !r.Status().Applied {
+		t.Errorf("a known node: applied %v, error %v", r.Status().Applied, err)
+	}
+}
+
 func TestRound(t *testing.T) {
 	r, ctx := newRig(), context.Background()
 	if err := r.Round(ctx, Trigger{}); err != nil {
