@@ -208,28 +208,56 @@ func (a *Announcer) keep() {
 	a.o.Keep(out)
 }
 
-// candidates says which addresses are for which link: those in its subnets, or those whose pool names it.
+// candidates says which addresses are for which link: those in its subnets, or those whose pool names it. Of several links in one subnet
+// the first answers: they are on one segment, and two hardware addresses for one address confuse its hosts.
 func candidates(v View) map[string][]announce.Candidate {
+	type place struct {
+		addr   netip.Addr
+		subnet netip.Prefix
+	}
+	taken := map[place]bool{}
 	out := map[string][]announce.Candidate{}
 	for _, l := range v.Links {
 		for _, an := range v.Announcements {
-			if an.L2 && suits(&l, &an) {
-				out[l.Name] = append(out[l.Name], announce.Candidate{Addr: an.Addr, Nodes: an.Nodes})
+			subnet, ok := suits(&l, &an)
+			at := place{an.Addr, subnet}
+			if !an.L2 || !ok || subnet.IsValid() && taken[at] {
+				continue
 			}
+			taken[at] = true
+			out[l.Name] = append(out[l.Name], announce.Candidate{Addr: an.Addr, Nodes: an.Nodes})
 		}
 	}
 	return out
 }
 
-// suits reports whether an address is to be answered for on a link.
-func suits(l *route.UnderlayLink, an *lb.Announcement) bool {
+// suits reports whether an address is to be answered for on a link, and the subnet because of which it is, if that is why.
+func suits(l *route.UnderlayLink, an *lb.Announcement) (subnet netip.Prefix, ok bool) {
 	if len(an.Interfaces) == 0 {
-		return slices.ContainsFunc(l.Addresses, func(p netip.Prefix) bool { return p.Contains(an.Addr) })
+		for _, p := range l.Addresses {
+			if p.Contains(an.Addr) {
+				return p.Masked(), true
+			}
+		}
+		return netip.Prefix{}, false
 	}
-	return slices.ContainsFunc(an.Interfaces, func(pattern string) bool {
+	return netip.Prefix{}, slices.ContainsFunc(an.Interfaces, func(pattern string) bool {
 		ok, err := path.Match(pattern, l.Name)
 		return err == nil && ok
 	})
+}
+
+// own reports whether a hardware address is that of a link on which this node answers. Two of them may be on one segment, and are no
+// reason to accuse each other.
+func (a *Announcer) own(mac model.MAC) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, s := range a.segments {
+		if s.port != nil && s.port.MAC() == mac {
+			return true
+		}
+	}
+	return false
 }
 
 // Status returns every address on every link, sorted.

@@ -291,6 +291,55 @@ func TestStranger(t *testing.T) {
 	})
 }
 
+// TestTwoLinks: two links of a node on one segment. Of those in one subnet the first answers; where the pool names both they do not
+// accuse each other.
+func TestTwoLinks(t *testing.T) {
+	subnet := netip.MustParsePrefix("192.0.2.1/24")
+	links := []route.UnderlayLink{
+		{Name: "eth0", Addresses: []netip.Prefix{subnet}},
+		{Name: "wlan0", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24")}},
+		{Name: "eth1", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.0.1/16")}},
+	}
+	an := lb.Announcement{Addr: vip, L2: true, Nodes: []string{"a"}}
+	if got := candidates(View{Links: links, Announcements: []lb.Announcement{an}}); len(got) != 2 || len(got["eth0"]) != 1 || len(got["eth1"]) != 1 {
+		t.Errorf("candidates %v", got)
+	}
+
+	w := newWire()
+	macs := map[string]model.MAC{"eth0": {2, 1}, "wlan0": {2, 2}}
+	n := &node{}
+	n.Announcer = New(Options{
+		Settings: announce.Settings{Node: "a", Boot: 1}, Report: n.report, Keep: func(map[string][]netip.Addr) {},
+		Open: func(link string) (Port, error) { return w.plug(macs[link]), nil },
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n.Run(ctx)
+	}()
+	t.Cleanup(func() { stop(); <-done })
+	an.Interfaces = []string{"eth0", "wlan0"}
+	n.Update(View{Links: links, Announcements: []lb.Announcement{an}})
+	eventually(t, "both links answer", func() bool {
+		st := n.Status()
+		return len(st) == 2 && st[0].Self && st[1].Self
+	})
+	stranger := w.plug(model.MAC{2, 9})
+	w.mu.Lock()
+	_ = w.ports[macs["eth0"]].send(announce.Heard{Addr: vip})
+	_ = w.ports[macs["wlan0"]].send(announce.Heard{Addr: vip})
+	_ = stranger.send(announce.Heard{Addr: vip}) // heard after those
+	w.mu.Unlock()
+	eventually(t, "the stranger is named on both links", func() bool {
+		st := n.Status()
+		return st[0].Culprit == stranger.mac.String() && st[1].Culprit == stranger.mac.String()
+	})
+	if got := n.count(announce.Conflict); got != 2 {
+		t.Errorf("%d conflicts, of which the links accuse each other in %d", got, got-2)
+	}
+}
+
 // TestSuits: which link an address is for.
 func TestSuits(t *testing.T) {
 	l := route.UnderlayLink{Name: "eth0", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("2001:db8::1/64")}}
@@ -307,7 +356,7 @@ func TestSuits(t *testing.T) {
 		{"192.0.3.9", []string{"eth1", "eth0"}, true},
 	} {
 		an := lb.Announcement{Addr: netip.MustParseAddr(tc.addr), Interfaces: tc.interfaces}
-		if got := suits(&l, &an); got != tc.want {
+		if _, got := suits(&l, &an); got != tc.want {
 			t.Errorf("%s %v: %v", tc.addr, tc.interfaces, got)
 		}
 	}

@@ -84,7 +84,9 @@ func (s *segment) run(ctx context.Context) {
 			if !ok {
 				return
 			}
-			actions = s.with(func(e *announce.Election, now int64) []announce.Action { return hear(e, now, heard) })
+			if heard.Hello != nil || !s.a.own(heard.From) {
+				actions = s.with(func(e *announce.Election, now int64) []announce.Action { return hear(e, now, heard) })
+			}
 		case <-timer.C:
 			actions = s.with(func(e *announce.Election, now int64) []announce.Action { return e.Tick(now) })
 		}
