@@ -131,14 +131,15 @@ func (a *Attacher) lease(ctx context.Context, req Request, ranges [][]ipam.Range
 }
 
 // buryPredecessors frees what dead sandboxes hold that this one should have: those of the same Pod incarnation (a node that
-// rebooted), and holders of a requested address. A sandbox is dead when its host interface is gone.
+// rebooted), and holders of a requested address or host port. A sandbox is dead when its host interface is gone.
 func (a *Attacher) buryPredecessors(ctx context.Context, req Request) error {
 	var dead []*model.Lease
 	a.mu.Lock()
 	for _, l := range a.leases {
 		samePod := req.Pod.UID != "" && l.Pod == req.Pod && l.IfName == req.Key.IfName
 		wanted := slices.ContainsFunc(req.Want, func(w netip.Addr) bool { return slices.Contains(l.Addresses, w) })
-		if l.Network == req.Key.Network && l.AttachmentKey != req.Key && (samePod || wanted) {
+		inTheWay := l.Network == req.Key.Network && (samePod || wanted) || a.portTaken(l.AttachmentKey, req.Ports)
+		if inTheWay && l.AttachmentKey != req.Key {
 			dead = append(dead, l)
 		}
 	}

@@ -58,16 +58,34 @@ func (a *Attacher) portConflict(hp *model.HostPorts) error {
 		if other.AttachmentKey == hp.AttachmentKey {
 			continue
 		}
-		for _, m := range hp.Mappings {
-			for _, o := range other.Mappings {
-				if m.HostPort == o.HostPort && m.Protocol == o.Protocol && overlap(m.HostIP, o.HostIP) {
-					return fmt.Errorf("host port %d/%s is taken by %s (attachment %s): choose another hostPort or hostIP",
-						m.HostPort, m.Protocol, other.Pod, other.AttachmentKey)
-				}
-			}
+		if m, taken := clash(hp.Mappings, other.Mappings); taken {
+			return fmt.Errorf("host port %d/%s is taken by %s (attachment %s): choose another hostPort or hostIP",
+				m.HostPort, m.Protocol, other.Pod, other.AttachmentKey)
 		}
 	}
 	return nil
+}
+
+// portTaken reports whether an attachment has a host port that is wanted; mu is held.
+func (a *Attacher) portTaken(key model.AttachmentKey, want []model.PortMapping) bool {
+	hp := a.ports[key]
+	if hp == nil {
+		return false
+	}
+	_, taken := clash(want, hp.Mappings)
+	return taken
+}
+
+// clash finds the first wanted host port that is among the others.
+func clash(want, others []model.PortMapping) (model.PortMapping, bool) {
+	for _, m := range want {
+		for _, o := range others {
+			if m.HostPort == o.HostPort && m.Protocol == o.Protocol && overlap(m.HostIP, o.HostIP) {
+				return m, true
+			}
+		}
+	}
+	return model.PortMapping{}, false
 }
 
 // overlap reports whether two host addresses share one; the zero value stands for all.

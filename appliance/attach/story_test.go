@@ -200,6 +200,13 @@ var stories = map[string]string{
 		del c1
 		add c3 p3 ports=8080:80/tcp => 10.1.0.4 fd01::4
 		open => c2:8080->80/udp c3:8080->80/tcp c5:9090->80/tcp c6:9090->80/tcp`,
+	"reboot: a host port goes to who asks for it; the dead sandbox that had it is gone": `
+		add c1 p1 ports=8080:80/tcp => 10.1.0.2 fd01::2
+		add c2 p2 ports=9090:80/tcp => 10.1.0.3 fd01::3
+		reboot
+		add c3 p3 ports=8080:80/tcp => 10.1.0.4 fd01::4
+		open => c2:9090->80/tcp c3:8080->80/tcp
+		leases => c2=10.1.0.3,fd01::3 c3=10.1.0.4,fd01::4`,
 	"localhost cannot reach the port: only a warning": `
 		fail LetLocalhostReach -1
 		add c1 p1 ports=8080:80/tcp => 10.1.0.2 fd01::2`,
