@@ -87,8 +87,9 @@ func (s *servers) RoundTrip(req *http.Request) (*http.Response, error) {
 		tries = s.count()
 	}
 	var failed error
+	names := 0
 	for {
-		target, transport, err := s.pick()
+		target, transport, name, err := s.pick()
 		if err != nil {
 			return nil, errors.Join(failed, err)
 		}
@@ -101,9 +102,10 @@ func (s *servers) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 		var wrongName x509.HostnameError
-		if errors.As(err, &wrongName) && s.nextName(target) {
+		if names++; errors.As(err, &wrongName) && names <= len(target.names) && s.nextName(target, name) {
 			continue
 		}
+		names = 0
 		s.next(target)
 		failed = join(failed, fmt.Errorf("API server %s: %w", target, err))
 		if tries--; tries <= 0 {
@@ -133,21 +135,21 @@ func (s *servers) count() int {
 	return len(s.list)
 }
 
-// pick returns the current server and its transport.
-func (s *servers) pick() (*server, http.RoundTripper, error) {
+// pick returns the current server, its transport, and which of the names that expects in the certificate.
+func (s *servers) pick() (*server, http.RoundTripper, int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.list) == 0 {
-		return nil, nil, errors.New("no API server is known")
+		return nil, nil, 0, errors.New("no API server is known")
 	}
 	target := s.list[s.current]
 	if target.transport == nil {
 		var err error
 		if target.transport, err = s.dial(target.url, target.names[target.name]); err != nil {
-			return nil, nil, err
+			return nil, nil, 0, err
 		}
 	}
-	return target, target.transport, nil
+	return target, target.transport, target.name, nil
 }
 
 // note looks at the answer of a server. One that says that it is going away or has lost its own backend is left for the next.
@@ -169,10 +171,14 @@ func (s *servers) next(target *server) {
 	}
 }
 
-// nextName makes the server try the next name in its certificate. It returns false after the last one, and starts again.
-func (s *servers) nextName(target *server) bool {
+// nextName makes the server try the name after the one that failed in its certificate, unless another request has done so. It returns
+// false after the last one, and starts again.
+func (s *servers) nextName(target *server, failed int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if target.name != failed {
+		return true
+	}
 	target.transport = nil
 	target.name = (target.name + 1) % len(target.names)
 	return target.name != 0
