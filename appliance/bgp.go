@@ -30,6 +30,8 @@ type bgp struct {
 	wake chan struct{}
 	// restarting is true when a daemon before this one has told neighbours routes in this boot.
 	restarting bool
+	// told are the Services that have had an Event about it; only apply uses it.
+	told map[model.ServiceKey]*serviceTold
 
 	mu       sync.Mutex
 	settings config.BGP
@@ -157,8 +159,7 @@ func (b *bgp) apply(ctx context.Context) error {
 		b.d.log.Info("BGP", zap.Strings("changes", changes))
 	}
 	b.mu.Lock()
-	old := b.speaker
-	before := old.Problems
+	before := b.speaker.Problems
 	b.speaker = want
 	if b.err = ""; err != nil {
 		b.err = err.Error()
@@ -169,9 +170,12 @@ func (b *bgp) apply(ctx context.Context) error {
 			b.d.log.Warn(p)
 		}
 	}
-	if first := old.ASN == 0; !first || !b.restarting { // what a daemon of this boot has told is no news
-		b.tellServices(snap, &old, &want)
+	if b.told == nil {
+		if b.told = map[model.ServiceKey]*serviceTold{}; b.restarting { // what a daemon of this boot has told is no news
+			b.told = servicesTold(&want)
+		}
 	}
+	b.tellServices(snap, &want, func() map[netip.Addr]bool { return b.established(ctx) })
 	b.publish()
 	return err
 }
