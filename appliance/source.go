@@ -23,6 +23,9 @@ func (d *Daemon) newSource(ctx context.Context) (cluster.Source, error) {
 	services, policies := d.cfg.Has(config.RoleServices) || dns || lb || bgp, d.cfg.Has(config.RolePolicy)
 	everyPod := d.everyPod()
 	if d.cfg.Manifests != "" {
+		problem = func(text string) {
+			d.log.Error("the files in manifests cannot be used, so what they said before goes on: mend this first", zap.String("problem", text))
+		}
 		return cluster.NewManifests(cluster.ManifestsOptions{
 			Dir: d.cfg.Manifests, NodeName: d.cfg.NodeName, Services: services, Policies: policies, Pools: lb, DNS: dns, OnProblem: problem,
 			EveryPod: everyPod, BGP: bgp, Secrets: d.cfg.BGP.Secrets(), SecretNamespace: d.cfg.BGP.SecretNamespace,
