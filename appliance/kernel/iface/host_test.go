@@ -306,6 +306,29 @@ func TestUnderlay(t *testing.T) {
 	}
 }
 
+// TestUnderlayOfDHCPv6: an address without a subnet is in the one that a router advertised, and in none that somebody else made up.
+func TestUnderlayOfDHCPv6(t *testing.T) {
+	n := newPair(t).nodes[1]
+	for i, r := range []string{"fd00:71::/64 dev eth0 proto ra", "fd00:72::/64 dev eth0 proto static", "fd00:73::/64 via fd00:50::9 proto ra", "default dev eth0 proto ra"} {
+		n.run(fmt.Sprintf("ip addr add fd00:7%d::5/128 dev eth0 nodad", i+1))
+		n.run("ip -6 route add " + r)
+	}
+	n.run("ip addr add 192.168.60.1/32 dev eth0")
+	u, err := n.Underlay(t.Context())
+	if err != nil || len(u.Links) != 1 {
+		t.Fatal(u, err)
+	}
+	var got []string
+	for _, p := range u.Links[0].Addresses {
+		got = append(got, p.String())
+	}
+	slices.Sort(got)
+	want := "192.168.50.1/24 192.168.60.1/32 fd00:50::1/64 fd00:71::5/64 fd00:72::5/128 fd00:73::5/128 fd00:74::5/128"
+	if strings.Join(got, " ") != want {
+		t.Errorf("addresses are %v\nwant %s", got, want)
+	}
+}
+
 // TestHops asks for the way to addresses behind a router, on the subnet, and nowhere; and installs a learned route.
 func TestHops(t *testing.T) {
 	p := newPair(t)

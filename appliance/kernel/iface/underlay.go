@@ -35,11 +35,44 @@ func (b *Backend) Underlay(ctx context.Context) (route.Underlay, error) {
 	for _, l := range links {
 		at := l.Attrs()
 		if isUnderlay(at) && len(byLink[at.Index]) > 0 {
+			if err := b.completeSubnets(at.Index, byLink[at.Index]); err != nil {
+				return route.Underlay{}, err
+			}
 			u.Links = append(u.Links, route.UnderlayLink{Name: at.Name, MTU: at.MTU, Addresses: byLink[at.Index]})
 		}
 	}
 	slices.SortFunc(u.Links, func(x, y route.UnderlayLink) int { return strings.Compare(x.Name, y.Name) })
 	return u, nil
+}
+
+// completeSubnets gives the link's IPv6 addresses that come without their subnet, as those of DHCPv6 do (/128), the length of the one that
+// a router advertised: the kernel, or who reads advertisements in its stead, made a route for it. Without that this node would tunnel to
+// a node that has the subnet's length, and that sends its own packets without a tunnel.
+func (b *Backend) completeSubnets(link int, addrs []netip.Prefix) error {
+	alone := func(p netip.Prefix) bool { return p.Addr().Is6() && p.IsSingleIP() }
+	if !slices.ContainsFunc(addrs, alone) {
+		return nil
+	}
+	var subnets []netip.Prefix
+	for _, protocol := range []netlink.RouteProtocol{unix.RTPROT_KERNEL, unix.RTPROT_RA} {
+		routes, err := b.listRoutes(b.routes, netlink.Route{Protocol: protocol, LinkIndex: link}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_OIF)
+		if err != nil {
+			return err
+		}
+		for _, r := range routes {
+			if p := prefixOf(r.Dst); r.Gw == nil && r.Via == nil && r.Type == unix.RTN_UNICAST && p.IsValid() && p.Bits() > 0 && !p.IsSingleIP() {
+				subnets = append(subnets, p)
+			}
+		}
+	}
+	slices.SortFunc(subnets, func(x, y netip.Prefix) int { return y.Bits() - x.Bits() }) // the smallest first
+	for i, p := range addrs {
+		at := slices.IndexFunc(subnets, func(s netip.Prefix) bool { return s.Contains(p.Addr()) })
+		if alone(p) && at >= 0 {
+			addrs[i] = netip.PrefixFrom(p.Addr(), subnets[at].Bits())
+		}
+	}
+	return nil
 }
 
 // isUnderlay reports whether a link may carry traffic between nodes.
