@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -59,4 +60,23 @@ func TestKindIsAbsent(t *testing.T) {
 			t.Error("somebody deleted the definition, and its objects stay")
 		}
 	})
+}
+
+// TestUnknownKindOfWeft: other people's kinds are skipped, a slip in one of weft's own is not, and a role that is off is no slip.
+func TestUnknownKindOfWeft(t *testing.T) {
+	for _, tc := range []struct{ text, want string }{
+		{"apiVersion: weft.network/v1alpha1\nkind: BGPPear\n", "f.yaml:2: kind: BGPPear: unknown kind; weft knows BGPPeer, LoadBalancerPool"},
+		{"kind: BGPPeer\napiVersion: weft.network/v1\n", "f.yaml:2: apiVersion: weft.network/v1: unknown version; write weft.network/v1alpha1"},
+		{"apiVersion: weft.network/v1alpha1\nkind: LoadBalancerPool\n", ""},
+		{"apiVersion: example.com/v1\nkind: BGPPear\n", ""},
+		{"apiVersion: apps/v1\nkind: Deployment\n", ""},
+	} {
+		objects, err := parseFile("f.yaml", []byte(tc.text), readers(ManifestsOptions{}))
+		if tc.want == "" && (err != nil || len(objects) > 0) {
+			t.Errorf("%q: %v, %v; want nothing", tc.text, objects, err)
+		}
+		if tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+			t.Errorf("%q: %v; want %q", tc.text, err, tc.want)
+		}
+	}
 }

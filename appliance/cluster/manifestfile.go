@@ -156,7 +156,7 @@ func (d *document) parse(raw []byte, at []any) ([]object, error) {
 	}
 	read, ok := d.readers[h.APIVersion+"/"+h.Kind]
 	if !ok {
-		return nil, nil
+		return nil, d.checkForeign(h, at)
 	}
 	meta, value, bad, err := read(raw)
 	if err != nil {
@@ -173,6 +173,27 @@ func (d *document) parse(raw []byte, at []any) ([]object, error) {
 		return nil, nil
 	}
 	return []object{{title: name, at: fmt.Sprintf("%s:%d", d.path, d.lineOf(at)), value: value}}, nil
+}
+
+// checkForeign lets pass what is not weft's, and kinds whose role is off on this node. Within weft's own group, a name that no
+// weft knows is a slip.
+func (d *document) checkForeign(h head, at []any) error {
+	group, version, _ := strings.Cut(h.APIVersion, "/")
+	if group != customGroup {
+		return nil
+	}
+	if version != customVersion {
+		wrong := fmt.Errorf("%s: unknown version; write %s/%s", h.APIVersion, customGroup, customVersion)
+		return d.fieldError(at, "", fieldError{"apiVersion", wrong})
+	}
+	var known []string
+	for _, ck := range customKinds(true, true) {
+		if ck.kind == h.Kind {
+			return nil
+		}
+		known = append(known, ck.kind)
+	}
+	return d.fieldError(at, "", fieldError{"kind", fmt.Errorf("%s: unknown kind; weft knows %s", h.Kind, strings.Join(known, ", "))})
 }
 
 // parseList returns the objects of a list. In a list of one kind, the items need not name it.
