@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -167,6 +169,12 @@ func Parse(data []byte) (Config, error) {
 	if err := dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
 		return Config{}, explain(err)
 	}
+	var rest yaml.Node
+	if err := dec.Decode(&rest); err == nil {
+		return Config{}, fmt.Errorf("line %d: a second YAML document, which nobody reads: put all keys into one, without a line ---", rest.Line)
+	} else if !errors.Is(err, io.EOF) {
+		return Config{}, explain(err)
+	}
 	return c, c.Validate()
 }
 
@@ -241,10 +249,30 @@ func (c *Config) Validate() error {
 			bad(key, text, "node ports never answer on loopback: leave it out")
 		}
 	}
+	errs = append(errs, c.validateAddresses()...)
 	errs = append(errs, c.validatePrefixes()...)
 	errs = append(errs, c.DNS.validate()...)
 	errs = append(errs, c.BGP.validate()...)
 	return errors.Join(errs...)
+}
+
+func (c *Config) validateAddresses() []error {
+	var errs []error
+	if c.Listen != "" {
+		_, port, err := net.SplitHostPort(c.Listen)
+		if err == nil {
+			_, err = strconv.ParseUint(port, 10, 16)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("listen: %s: must be an address and a port, such as 127.0.0.1:9465", c.Listen))
+		}
+	}
+	for i, a := range c.NodeAddresses {
+		if slices.ContainsFunc(c.NodeAddresses[:i], func(b netip.Addr) bool { return a.Is4() == b.Is4() }) {
+			errs = append(errs, fmt.Errorf("nodeAddresses[%d]: %s: a second one of its family: name at most one IPv4 and one IPv6 address", i, a))
+		}
+	}
+	return errs
 }
 
 func (c *Config) validatePrefixes() []error {
