@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -270,6 +271,9 @@ func traceStore(ctx context.Context, cfg config.Config) (t *tracing, closing fun
 	s, err := store.OpenReadOnly(filepath.Join(cfg.StateDir, StoreName), directWait)
 	if errors.Is(err, store.ErrBusy) {
 		return nil, nil, fmt.Errorf("weftd is starting or stopping, so try again: %w", err)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, fmt.Errorf("weftd does not run and has left no store in %s (start it, or name its --state-dir): %w", cfg.StateDir, fs.ErrNotExist)
 	}
 	if err != nil {
 		return nil, nil, err

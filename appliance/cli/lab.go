@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -316,11 +317,15 @@ func labMode() *cli.Command {
 		Name: "mode", Usage: "change fabric.mode on every node while it runs", ArgsUsage: "auto|native|vxlan",
 		Flags: []cli.Flag{labFlag()}, OnUsageError: usageError,
 		Action: func(c *cli.Context) error {
+			mode := c.Args().First()
+			if c.NArg() != 1 || !slices.Contains([]string{"auto", "native", "vxlan"}, mode) {
+				return cli.Exit("mode needs exactly one of auto, native, vxlan; try weft lab mode --help", 2)
+			}
 			l, err := openLab(c)
 			if err != nil {
 				return err
 			}
-			return l.SetMode(c.Context, c.Args().First())
+			return l.SetMode(c.Context, mode)
 		},
 	}
 }

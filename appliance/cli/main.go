@@ -76,7 +76,7 @@ func plugin(ctx context.Context, name string, stdin []byte, stdinRead bool) int 
 }
 
 func newApp(out io.Writer) *cli.App {
-	return &cli.App{
+	app := &cli.App{
 		Name:    "weft",
 		Usage:   "the whole network of a small Kubernetes cluster, in one binary",
 		Version: version,
@@ -106,6 +106,20 @@ func newApp(out io.Writer) *cli.App {
 		},
 		ExitErrHandler: func(*cli.Context, error) {}, // run prints and decides
 	}
+	for _, command := range app.Commands {
+		if len(command.Subcommands) > 0 && command.Action == nil {
+			command.Action = group
+		}
+	}
+	return app
+}
+
+// group is what a command does that has only subcommands, when none of them was named.
+func group(c *cli.Context) error {
+	if c.Args().Present() {
+		return cli.Exit(fmt.Sprintf("there is no command %q; try %s --help", c.Args().First(), c.Command.HelpName), 2)
+	}
+	return cli.ShowSubcommandHelp(c)
 }
 
 // usageError makes a wrong flag one line and exit code 2.

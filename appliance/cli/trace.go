@@ -8,6 +8,7 @@ import (
 
 	"weft.network/weft/appliance"
 	"weft.network/weft/appliance/config"
+	"weft.network/weft/appliance/model"
 	"weft.network/weft/appliance/trace"
 )
 
@@ -56,6 +57,9 @@ func traceCommand() *cli.Command {
 func runTrace(c *cli.Context) error {
 	if c.NArg() != 2 {
 		return cli.Exit("trace needs a source and a destination with its port; try weft trace --help", 2)
+	}
+	if _, err := model.ParseProtocol(c.String("proto")); err != nil {
+		return cli.Exit(fmt.Sprintf("--proto %q: must be tcp, udp or sctp", c.String("proto")), 2)
 	}
 	cfg, err := storeConfig(c)
 	if err != nil {
