@@ -53,6 +53,8 @@ type Verdict struct {
 	Why string
 }
 
+const noPod = "policies are about Pods, and neither end is one"
+
 // Words are the reasons for each direction that some policy isolates, or the one reason why none counts.
 func (v Verdict) Words() string {
 	var out []string
@@ -61,7 +63,10 @@ func (v Verdict) Words() string {
 			out = append(out, o.Why)
 		}
 	}
-	if len(out) == 0 {
+	switch {
+	case v.Why == noPod:
+		return "" // policies have no say
+	case len(out) == 0:
 		return v.Why
 	}
 	return strings.Join(out, "; ")
@@ -82,6 +87,9 @@ func (j *Judge) Verdict(p Packet) Verdict {
 		return Verdict{Allowed: true, Why: "a Pod always reaches itself"}
 	}
 	src, dst := j.side(p.Src), j.side(p.Dst)
+	if !src.is && !dst.is {
+		return Verdict{Allowed: true, Why: noPod}
+	}
 	dns := slices.Contains(j.Input.DNS, netip.AddrPortFrom(p.Dst, p.Port)) && (p.Proto == model.TCP || p.Proto == model.UDP)
 	switch node := j.ownNode(src, dst) || j.ownNode(dst, src) || slices.Contains(dnsAddresses(j.Input.DNS), p.Dst); {
 	case node && !dns:
