@@ -191,6 +191,10 @@ func explain(err error) error {
 				msg = fmt.Sprintf("%s: unknown key %q (weft config shows every key with its default)", line, key)
 			}
 		}
+		if line, rest, ok := strings.Cut(msg, ": cannot unmarshal !!int `"); ok && strings.HasSuffix(rest, "` into time.Duration") {
+			number := strings.TrimSuffix(rest, "` into time.Duration")
+			msg = fmt.Sprintf("%s: %s: a duration needs its unit: write %ss", line, number, number)
+		}
 		out = append(out, errors.New(msg))
 	}
 	return errors.Join(out...)

@@ -19,6 +19,7 @@ func TestParse(t *testing.T) {
 		{"two of a family", "nodeAddresses: [192.168.1.5, 'fd00::5', 192.168.1.6]", []string{"nodeAddresses[2]: 192.168.1.6", "one IPv4 and one IPv6"}},
 		{"listen without address", "listen: 9465", []string{"listen: 9465", "127.0.0.1:9465"}},
 		{"listen at no port", "listen: 127.0.0.1:99999", []string{"listen: 127.0.0.1:99999"}},
+		{"duration without unit", "ipam:\n  coolOff: 30\n", []string{"line 2: 30: a duration needs its unit: write 30s"}},
 		{"unknown key", "listen: 127.0.0.1:1\nfabrik: {}\n", []string{"line 2", `unknown key "fabrik"`}},
 		{"unknown nested key", "fabric:\n  mode: auto\n  mut: 1400\n", []string{"line 3", `unknown key "mut"`}},
 		{"two mistakes at once", "fabrik: {}\nfoo: 1\n", []string{"line 1", "line 2"}},
