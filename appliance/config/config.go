@@ -169,13 +169,18 @@ func Parse(data []byte) (Config, error) {
 	if err := dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
 		return Config{}, explain(err)
 	}
-	var rest yaml.Node
-	if err := dec.Decode(&rest); err == nil {
-		return Config{}, fmt.Errorf("line %d: a second YAML document, which nobody reads: put all keys into one, without a line ---", rest.Line)
-	} else if !errors.Is(err, io.EOF) {
-		return Config{}, explain(err)
+	for {
+		var rest yaml.Node
+		err := dec.Decode(&rest)
+		switch empty := len(rest.Content) == 0 || rest.Content[0].Tag == "!!null"; {
+		case errors.Is(err, io.EOF):
+			return c, c.Validate()
+		case err != nil:
+			return Config{}, explain(err)
+		case !empty:
+			return Config{}, fmt.Errorf("line %d: a second YAML document, which nobody reads: put all keys into one, without a line ---", rest.Line)
+		}
 	}
-	return c, c.Validate()
 }
 
 // explain turns the library's words into ours: the line, the key and what to do.

@@ -15,6 +15,7 @@ func TestParse(t *testing.T) {
 		{"ranges", "podCIDRs: [10.42.0.0/24, 'fd00:42::/64']\nnodeAddresses: [192.168.1.5]\n", nil},
 		{"both families", "nodeAddresses: [192.168.1.5, 'fd00::5']\nlisten: '[::]:9465'\n", nil},
 		{"end of the document", "pprof: true\n...\n", nil},
+		{"an empty second document", "pprof: true\n---\n", nil},
 		{"second document", "pprof: true\n---\nfabric: {mode: vxlan}\n", []string{"line 2", "second YAML document"}},
 		{"two of a family", "nodeAddresses: [192.168.1.5, 'fd00::5', 192.168.1.6]", []string{"nodeAddresses[2]: 192.168.1.6", "one IPv4 and one IPv6"}},
 		{"listen without address", "listen: 9465", []string{"listen: 9465", "127.0.0.1:9465"}},
