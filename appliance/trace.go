@@ -261,6 +261,18 @@ func Trace(ctx context.Context, cfg config.Config, from, to, protocol string) (T
 	return t.answer(ctx, from, to, protocol)
 }
 
+// openLeft opens the store of a daemon that does not run.
+func openLeft(dir string) (*store.Store, error) {
+	s, err := store.OpenReadOnly(filepath.Join(dir, StoreName), directWait)
+	switch {
+	case errors.Is(err, store.ErrBusy):
+		return nil, fmt.Errorf("weftd is starting or stopping, so try again: %w", err)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("weftd does not run and has left no store in %s (start it, or name its --state-dir): %w", dir, fs.ErrNotExist)
+	}
+	return s, err
+}
+
 // traceStore reads what a daemon left behind, and compiles it as that daemon would.
 func traceStore(ctx context.Context, cfg config.Config) (t *tracing, closing func(), err error) {
 	if cfg.NodeName == "" {
@@ -268,13 +280,7 @@ func traceStore(ctx context.Context, cfg config.Config) (t *tracing, closing fun
 			return nil, nil, fmt.Errorf("finding the node's name (set nodeName): %w", err)
 		}
 	}
-	s, err := store.OpenReadOnly(filepath.Join(cfg.StateDir, StoreName), directWait)
-	if errors.Is(err, store.ErrBusy) {
-		return nil, nil, fmt.Errorf("weftd is starting or stopping, so try again: %w", err)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, fmt.Errorf("weftd does not run and has left no store in %s (start it, or name its --state-dir): %w", cfg.StateDir, fs.ErrNotExist)
-	}
+	s, err := openLeft(cfg.StateDir)
 	if err != nil {
 		return nil, nil, err
 	}
