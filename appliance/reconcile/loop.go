@@ -295,9 +295,9 @@ func (l *Loop) apply(ctx context.Context, t Trigger) (state *route.State, change
 		return state, nil, append(slices.Clone(l.problems), "the cluster names no Pod range for this node any more (node.spec.podCIDRs), as while a Node is made "+
 			"anew: all stays as it is until there is one"), nil
 	}
+	var fabricErr error
 	if self == nil || !applied || t.Fabric || !maps.Equal(l.nodes, snap.Nodes) {
 		l.nodes = nil // until it has succeeded, whatever the next round is about
-		var fabricErr error
 		state, changes, fabricErr = l.applyFabric(ctx, cfg, snap, &last, held)
 		if state == nil && applied {
 			state = &last
@@ -326,7 +326,7 @@ func (l *Loop) apply(ctx context.Context, t Trigger) (state *route.State, change
 	}
 	n, err := l.applyRules(ctx, cfg, snap, self, state, held)
 	l.heldWas(held, snap)
-	l.inForce = l.inForce || err == nil || len(l.Missing) > 0
+	l.inForce = l.inForce || (err == nil || len(l.Missing) > 0) && !errors.Is(fabricErr, route.ErrNodeLink)
 	if n > 0 {
 		changes = append(changes, fmt.Sprintf("%d nftables objects", n))
 	}

@@ -289,6 +289,7 @@ func TestFailures(t *testing.T) {
 		problem string
 	}{
 		{"routes", func(r *rig) { r.w.failHost = broken }, true, "applying links and routes: injected", ""},
+		{"the node's own link", func(r *rig) { r.w.failHost = fmt.Errorf("%w: injected", route.ErrNodeLink) }, false, "applying links and routes: the node's own link in the Pod network: injected", ""},
 		{"rules", func(r *rig) { r.w.failRule = broken }, false, "applying the packet filter: injected", ""},
 		{"rules on a kernel without NAT", func(r *rig) { r.w.failRule, r.Missing = broken, []string{"no NAT"} }, true, "", "works without its packet filter"},
 	} {

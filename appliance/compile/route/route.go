@@ -2,6 +2,7 @@
 package route
 
 import (
+	"errors"
 	"net/netip"
 
 	"weft.network/weft/appliance/model"
@@ -67,6 +68,9 @@ type UnderlayLink struct {
 	// Addresses with the length of their subnet, e.g. 192.168.1.5/24.
 	Addresses []netip.Prefix
 }
+
+// ErrNodeLink says that the node's own addresses in the Pod network cannot be had: what is missing is the gateway of each Pod.
+var ErrNodeLink = errors.New("the node's own link in the Pod network")
 
 // HostNet is the whole desired state of the node's own network, except for Pods: links, addresses, routes, neighbours and
 // forwarding entries. Applying it twice changes nothing.

@@ -34,6 +34,9 @@ func (b *Backend) ApplyHost(ctx context.Context, want route.HostNet) (changes []
 	if nodeLink != 0 {
 		a.addresses(ctx, route.NodeLink, nodeLink, want.NodeAddresses)
 	}
+	if len(a.errs) > 0 {
+		a.errs = []error{fmt.Errorf("%w: %w", route.ErrNodeLink, errors.Join(a.errs...))}
+	}
 	var stale []*request
 	if tunnel != 0 {
 		stale = a.tunnelPeers(tunnel)

@@ -253,6 +253,17 @@ func TestApplyHostTunnelMoves(t *testing.T) {
 	}
 }
 
+// TestApplyHostAlienNodeLink: without its own link a node has no gateway for its Pods.
+func TestApplyHostAlienNodeLink(t *testing.T) {
+	n := newPair(t).nodes[1]
+	n.run("ip link add weft0 type veth peer name clash0")
+	if _, err := n.ApplyHost(t.Context(), hostNet(1, route.ModeNative)); !errors.Is(err, route.ErrNodeLink) || !errors.Is(err, ErrNameTaken) {
+		t.Errorf("error %v", err)
+	}
+	n.run("ip link del weft0")
+	n.apply(hostNet(1, route.ModeNative))
+}
+
 func TestApplyHostAlien(t *testing.T) {
 	p := newPair(t)
 	n := p.nodes[1]
@@ -261,6 +272,9 @@ func TestApplyHostAlien(t *testing.T) {
 	_, err := n.ApplyHost(t.Context(), hostNet(1, route.ModeVXLAN))
 	if !errors.Is(err, ErrNameTaken) || !strings.Contains(err.Error(), "link weft.vx (bridge) is on the node already") {
 		t.Errorf("alien link: error %v", err)
+	}
+	if errors.Is(err, route.ErrNodeLink) {
+		t.Errorf("a tunnel that cannot be made counts as the node's own link: %v", err)
 	}
 	if out := n.run("ip -br addr show dev weft0"); !strings.Contains(out, "10.244.1.1/32") {
 		t.Errorf("the alien link held up the rest: %s", out)
