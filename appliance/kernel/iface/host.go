@@ -29,16 +29,14 @@ func (b *Backend) ApplyHost(ctx context.Context, want route.HostNet) (changes []
 	}
 	a := &hostApply{b: b, want: want, names: map[int]string{}}
 	b.expect.set(want)
-	nodeLink := a.nodeLink()
-	tunnel := a.tunnelLink()
-	if nodeLink != 0 {
+	if nodeLink := a.nodeLink(); nodeLink != 0 {
 		a.addresses(ctx, route.NodeLink, nodeLink, want.NodeAddresses)
 	}
 	if len(a.errs) > 0 {
 		a.errs = []error{fmt.Errorf("%w: %w", route.ErrNodeLink, errors.Join(a.errs...))}
 	}
 	var stale []*request
-	if tunnel != 0 {
+	if tunnel := a.tunnelLink(); tunnel != 0 {
 		stale = a.tunnelPeers(tunnel)
 	}
 	a.routes()
