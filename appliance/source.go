@@ -93,7 +93,7 @@ func (noEvents) Service(model.ServiceKey, string, bool, string, string) {}
 // sourceStatus joins the source's own words with the picture in use.
 func (d *Daemon) sourceStatus(snap *model.Snapshot) SourceStatus {
 	st := d.source.Status()
-	out := SourceStatus{Kind: st.Kind, Connected: st.Connected, Since: st.Since, Server: st.Server, Error: st.LastError}
+	out := SourceStatus{Kind: st.Kind, Connected: st.Connected, Since: st.Since, Server: st.Server, Read: st.Read, Error: st.LastError}
 	if snap != nil {
 		out.Revision, out.Stored, out.Nodes = snap.Revision, snap.Stored, len(snap.Nodes)
 	}

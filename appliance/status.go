@@ -62,8 +62,10 @@ type SourceStatus struct {
 	Connected bool      `json:"connected"`
 	Since     time.Time `json:"since,omitzero"`
 	Server    string    `json:"server,omitempty"`
-	Error     string    `json:"error,omitempty"`
-	Revision  uint64    `json:"revision"`
+	// Read is when the last look at the files began that found all of them good.
+	Read     time.Time `json:"read,omitzero"`
+	Error    string    `json:"error,omitempty"`
+	Revision uint64    `json:"revision"`
 	// Stored is true while the node runs from the picture in its own store.
 	Stored bool `json:"stored"`
 	Nodes  int  `json:"nodes"`

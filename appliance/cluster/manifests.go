@@ -200,6 +200,7 @@ func (m *Manifests) walk(visit func(path string, dir bool) error) error {
 
 // load reads all files and publishes what they hold, if all of them are good and something has changed.
 func (m *Manifests) load(publish func(*model.Snapshot)) {
+	began := time.Now()
 	problems := m.read()
 	var all *model.Snapshot
 	if len(problems) == 0 {
@@ -227,6 +228,7 @@ func (m *Manifests) load(publish func(*model.Snapshot)) {
 	if s := m.objects.snapshot(); s != nil {
 		publish(s)
 	}
+	m.status.read(began)
 }
 
 // read parses the files that have changed.

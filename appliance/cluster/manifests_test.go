@@ -382,10 +382,11 @@ func TestBadManifestKeepsTheLastGoodState(t *testing.T) {
 	w.until("the error", func(*model.Snapshot) bool { return w.source.Status().LastError == want })
 	writeFile(t, filepath.Join(dir, "c.yaml"), named(nodeA, "a", "c"))
 	twice := filepath.Join(dir, "d.yaml")
+	read := w.source.Status().Read
 	writeFile(t, twice, "x\n")
 	w.until("both errors", func(*model.Snapshot) bool { return w.source.Status().LastError == want+" (and 1 more)" })
-	if w.source.Status().Connected {
-		t.Error("connected in spite of a bad file")
+	if s := w.source.Status(); s.Connected || s.Read != read {
+		t.Errorf("a bad file counts as read: %+v", s)
 	}
 	if w.holder.Get() != good {
 		t.Error("a bad file has changed the state")
@@ -398,7 +399,11 @@ func TestBadManifestKeepsTheLastGoodState(t *testing.T) {
 		t.Fatal(err)
 	}
 	writeFile(t, bad, named(nodeA, "a", "b"))
-	w.untilNodes("a", "b", "c")
+	written := time.Now()
+	w.until("another look", func(*model.Snapshot) bool { return w.source.Status().Read.After(written) })
+	if got := slices.Sorted(maps.Keys(w.holder.Get().Nodes)); !slices.Equal(got, []string{"a", "b", "c"}) {
+		t.Errorf("what was written before that look is not known after it: %q", got)
+	}
 	w.until("connected", func(*model.Snapshot) bool { s := w.source.Status(); return s.Connected && s.LastError == "" })
 }
 

@@ -45,6 +45,8 @@ type Status struct {
 	LastError string `json:"lastError,omitempty"`
 	// Server is the API server that answered last, as host:port, or the directory.
 	Server string `json:"server,omitempty"`
+	// Read is when the last look at the files began that found all of them good; zero for the API, which tells of its own accord.
+	Read time.Time `json:"read,omitzero"`
 	// Problems are fields of objects that cannot be used and are ignored, each with its object and field.
 	Problems []string `json:"problems,omitempty"`
 }
@@ -117,6 +119,13 @@ func (s *status) answered(server string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.value.Server = server
+}
+
+// read notes that what the files held at a time is published.
+func (s *status) read(at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.value.Read = at
 }
 
 // listed notes that everything of a kind is known.

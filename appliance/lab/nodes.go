@@ -194,7 +194,7 @@ type daemonStatus struct {
 		Why   string `json:"why"`
 	} `json:"node"`
 	Source struct {
-		Revision uint64 `json:"revision"`
+		Read time.Time `json:"read"`
 	} `json:"source"`
 }
 

@@ -151,27 +151,20 @@ func (l *Lab) RunPods(ctx context.Context, node string, specs []PodSpec) ([]RunR
 // announce writes the Pod objects. A kubelet and weftd hear of a Pod at the same moment, but weftd reads files a little later than
 // they were written: where an annotation says something to weftd, that is waited for.
 func (l *Lab) announce(ctx context.Context, n *Node, specs []PodSpec) error {
-	wait := slices.ContainsFunc(specs, func(p PodSpec) bool { return len(p.Annotations) > 0 })
-	var before daemonStatus
-	if wait {
-		var err error
-		if before, err = n.daemonStatus(ctx); err != nil {
-			return err
-		}
-	}
 	for i := range specs {
 		if err := l.writePod(&specs[i], n, nil); err != nil {
 			return err
 		}
 	}
-	if !wait {
+	if !slices.ContainsFunc(specs, func(p PodSpec) bool { return len(p.Annotations) > 0 }) {
 		return nil
 	}
+	written := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	return poll(ctx, "weftd on "+n.Name+" to hear of the Pods", func() error {
 		now, err := n.daemonStatus(ctx)
-		if err == nil && now.Source.Revision <= before.Source.Revision {
+		if err == nil && !now.Source.Read.After(written) {
 			err = errors.New("it has not read their objects")
 		}
 		return err

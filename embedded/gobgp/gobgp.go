@@ -163,7 +163,7 @@ func (s *Server) start(ctx context.Context, g global) error {
 		}
 	}
 	watch, stop := context.WithCancel(context.Background())
-	if err := s.state.follow(watch, bgp); err != nil {
+	if err := s.state.follow(watch, bgp, func() { s.closeOver(watch, bgp) }); err != nil {
 		stop()
 		_ = bgp.StopBgp(ctx, &api.StopBgpRequest{})
 		return fmt.Errorf("watching the BGP speaker: %w", err)
@@ -175,6 +175,34 @@ func (s *Server) start(ctx context.Context, g global) error {
 		members: map[string][]netip.Addr{}, paths: map[netip.Prefix]appliedPath{},
 	}
 	return nil
+}
+
+// closeOver closes the sessions whose peers told more than maxPrefixes, until their neighbour is changed. gobgp does so itself, but takes it for
+// a restart and keeps the routes when the peer is quick to close the connection (established in fsm.go).
+func (s *Server) closeOver(ctx context.Context, bgp *server.BgpServer) {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	if s.bgp != bgp || s.state.broken() != "" {
+		return
+	}
+	var over []netip.Addr
+	s.guarded(func() {
+		err := bgp.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
+			if address, err := netip.ParseAddr(p.Conf.NeighborAddress); err == nil && tooMany(p) {
+				over = append(over, address)
+			}
+		})
+		for _, address := range over {
+			n := s.have.neighbours[address]
+			closed := buildPeer(&n, false)
+			closed.Conf.AdminDown = true
+			err = errors.Join(err, bgp.DeletePeer(ctx, &api.DeletePeerRequest{Address: address.String()}))
+			err = errors.Join(err, bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: closed}))
+		}
+		if err != nil {
+			s.options.Log.Error("closing sessions with too many routes", zap.Error(err))
+		}
+	})
 }
 
 // stopWait bounds the end of a speaker that may be stuck.

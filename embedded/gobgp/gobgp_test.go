@@ -353,6 +353,38 @@ func TestMaxPrefixes(t *testing.T) {
 	wait(t, "the reason at the other end", func() bool { return strings.Contains(a.session(b).LastError, "too many routes") })
 }
 
+// TestMaxPrefixesOfAHurriedPeer: the routes go, too, when the peer closes the connection at once, which gobgp takes for a restart.
+func TestMaxPrefixesOfAHurriedPeer(t *testing.T) {
+	b := newSpeaker(t, 65001, "127.0.0.1")
+	hurried := &speaker{want: peering.Speaker{ASN: 65100, RouterID: netip.MustParseAddr("127.0.0.9")}}
+	meet(b, hurried, func(n *peering.Neighbour) { n.Passive, n.MaxPrefixes = true, 2 })
+	b.apply()
+	update := []byte{0, 0, 0, 20, 0x40, 1, 1, 0, 0x40, 2, 6, 2, 1, 0, 0, 0xfe, 0x4c, 0x40, 3, 4, 127, 0, 0, 9, 24, 10, 1, 1, 24, 10, 1, 2}
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9)}}
+	over := func() bool { return strings.Contains(b.session(hurried).LastError, "maxPrefixes (2)") }
+	wait(t, "the end of the session", func() bool {
+		conn, err := d.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", b.want.Port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		_, _ = conn.Write(slices.Concat(message(1, open(65100)), message(4, nil)))
+		if err := untilKeepalive(conn); err == nil { // the speaker refuses connections for a moment
+			_, _ = conn.Write(slices.Concat(message(2, update), message(2, append(update, 24, 10, 1, 3))))
+		}
+		return over()
+	})
+	b.untilRoutes()
+	if got := b.session(hurried); got.State != "Idle" || !over() {
+		t.Errorf("the session: %+v", got)
+	}
+	b.want.Neighbours[0].MaxPrefixes = 3
+	b.apply()
+	if over() {
+		t.Error("a changed peer is still closed")
+	}
+}
+
 func TestWrongASN(t *testing.T) {
 	a, b := newSpeaker(t, 65001, "127.0.0.1"), newSpeaker(t, 65002, "127.0.0.2")
 	meet(a, b, nil)

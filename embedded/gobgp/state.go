@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	api "github.com/osrg/gobgp/v3/api"
@@ -21,6 +22,8 @@ type Route struct {
 type state struct {
 	onChange func()
 	changed  chan struct{}
+	// over is set when a session has ended because its peer told too many routes.
+	over atomic.Bool
 
 	mu      sync.Mutex
 	failure string        // what went wrong inside gobgp; empty while nothing did
@@ -139,9 +142,9 @@ func (s *state) of(a netip.Addr) (string, uint64) {
 // gather is how long changes are gathered before OnChange is called.
 const gather = 10 * time.Millisecond
 
-// follow watches a server until ctx ends.
-func (s *state) follow(ctx context.Context, bgp *server.BgpServer) error {
-	go s.notify(ctx)
+// follow watches a server until ctx ends. close is called, before OnChange, when peers have told too many routes.
+func (s *state) follow(ctx context.Context, bgp *server.BgpServer, close func()) error {
+	go s.notify(ctx, close)
 	best := &api.WatchEventRequest_Table{Filters: []*api.WatchEventRequest_Table_Filter{{Type: api.WatchEventRequest_Table_Filter_BEST, Init: true}}}
 	err := bgp.WatchEvent(ctx, &api.WatchEventRequest{Table: best, BatchSize: 1000}, func(r *api.WatchEventResponse) {
 		if t := r.GetTable(); t != nil {
@@ -151,11 +154,21 @@ func (s *state) follow(ctx context.Context, bgp *server.BgpServer) error {
 	if err != nil {
 		return err
 	}
-	return bgp.WatchEvent(ctx, &api.WatchEventRequest{Peer: &api.WatchEventRequest_Peer{}}, func(*api.WatchEventResponse) { s.touch() })
+	return bgp.WatchEvent(ctx, &api.WatchEventRequest{Peer: &api.WatchEventRequest_Peer{}}, func(r *api.WatchEventResponse) {
+		if tooMany(r.GetPeer().GetPeer()) {
+			s.over.Store(true)
+		}
+		s.touch()
+	})
+}
+
+// tooMany reports whether the session of a peer is over because it told too many routes.
+func tooMany(p *api.Peer) bool {
+	return p.GetState().GetAdminState() == api.PeerState_PFX_CT && p.GetState().GetSessionState() != api.PeerState_ESTABLISHED
 }
 
 // notify calls OnChange when something has changed.
-func (s *state) notify(ctx context.Context) {
+func (s *state) notify(ctx context.Context, close func()) {
 	timer := time.NewTimer(gather)
 	defer timer.Stop()
 	for {
@@ -169,6 +182,9 @@ func (s *state) notify(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
+		}
+		if s.over.Swap(false) {
+			close()
 		}
 		s.onChange()
 	}

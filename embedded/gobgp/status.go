@@ -155,7 +155,7 @@ func (s *Server) session(p *api.Peer) (Session, bool) {
 			out.Advertised += st.Advertised
 		}
 	}
-	if p.State.AdminState == api.PeerState_PFX_CT {
+	if p.State.AdminState != api.PeerState_UP { // nothing else closes a session
 		out.LastError = fmt.Sprintf("the peer sent more than maxPrefixes (%d): the session stays down until the peer is changed, or removed and added", out.Neighbour.MaxPrefixes)
 	}
 	if p.State.SessionState != api.PeerState_ESTABLISHED {
