@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"encoding/json"
 	"context"
 	"flag"
 	"net/netip"
@@ -171,5 +172,21 @@ func TestConfigPrintsValidFile(t *testing.T) {
 	}
 	if out, stderr, code := try("config", "--check", file); code != 0 || !strings.Contains(out, "is fine") {
 		t.Errorf("exit %d: %s%s", code, out, stderr)
+	}
+	for _, tc := range []struct {
+		args string
+		code int
+		want string
+	}{
+		{"-o json", 0, `"reconcileInterval": "1m0s"`},
+		{"-o json", 0, `"vni": 22342`},
+		{"-o xml", 2, ""},
+		{"-o json --check " + file, 0, `"ok": true`},
+		{"-o json --check testdata/bad.yaml", 1, `"error": "testdata/bad.yaml: line 2: unknown key`},
+	} {
+		out, stderr, code := try(append([]string{"config"}, strings.Fields(tc.args)...)...)
+		if code != tc.code || !strings.Contains(out, tc.want) || code != 2 && !json.Valid([]byte(out)) {
+			t.Errorf("config %s: exit %d: %s%s", tc.args, code, out, stderr)
+		}
 	}
 }

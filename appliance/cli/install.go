@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/urfave/cli/v2"
 
@@ -83,7 +82,7 @@ func configCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "config",
 		Usage: "print weft.yaml with every key, its default and what it does, or check one with --check",
-		Flags: []cli.Flag{&cli.StringFlag{Name: "check", Usage: "read `FILE` as weftd would, and say what is wrong with it"}},
+		Flags: []cli.Flag{&cli.StringFlag{Name: "check", Usage: "read `FILE` as weftd would, and say what is wrong with it"}, outputFlag()},
 
 		OnUsageError: usageError, Before: noArguments,
 		Action: func(c *cli.Context) error {
@@ -94,16 +93,31 @@ func configCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			_, err = c.App.Writer.Write(text)
-			return err
+			values, err := config.Default().Values()
+			if err != nil {
+				return err
+			}
+			return show(c, values, func(p *printer) { _, _ = p.w.Write(text) })
 		},
 	}
 }
 
+// checkedConfig is the answer to weft config --check.
+type checkedConfig struct {
+	File  string `json:"file"`
+	OK    bool   `json:"ok"`
+	Error string `json:"error,omitempty"`
+}
+
 func checkConfig(c *cli.Context, path string) error {
-	if _, err := config.Load(path, true); err != nil {
-		return err
+	_, err := config.Load(path, true)
+	if err == nil {
+		return show(c, checkedConfig{File: path, OK: true}, func(p *printer) { p.line("%s is fine", path) })
 	}
-	fmt.Fprintf(c.App.Writer, "%s is fine\n", path)
-	return nil
+	if c.String("output") == "json" {
+		if err := show(c, checkedConfig{File: path, Error: err.Error()}, nil); err != nil {
+			return err
+		}
+	}
+	return err
 }

@@ -145,6 +145,16 @@ func Default() Config {
 	}
 }
 
+// Values returns the settings by their names in weft.yaml.
+func (c Config) Values() (map[string]any, error) {
+	text, err := yaml.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	values := map[string]any{}
+	return values, yaml.Unmarshal(text, &values)
+}
+
 // Load reads the file over the defaults. A missing file is an error only when required is true.
 func Load(path string, required bool) (Config, error) {
 	data, err := os.ReadFile(path)
