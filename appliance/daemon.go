@@ -148,7 +148,11 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.kernel.forwards = filepath.Join(d.cfg.RunDir, forwardsMark)
-	if d.source, err = d.newSource(ctx); err != nil {
+	stored, err := d.storedPicture()
+	if err != nil {
+		return err
+	}
+	if d.source, err = d.newSource(ctx, stored); err != nil {
 		return err
 	}
 	state, err := d.restore(ctx)
@@ -189,7 +193,8 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	d.metrics = newMetrics(d)
 	d.health = healthServers{log: d.log, servers: map[model.ServiceKey]*healthServer{}}
 	d.prober = d.newProber()
-	return d.startFromStore()
+	d.publish(stored)
+	return nil
 }
 
 // storeWait is how long a starting daemon waits for the one before it to let go of the store.

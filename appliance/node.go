@@ -71,18 +71,17 @@ func (d *Daemon) overlay(s *model.Snapshot) *model.Snapshot {
 	return out
 }
 
-// startFromStore publishes the picture of the last run, so that a node without an API server comes up whole.
-func (d *Daemon) startFromStore() error {
+// storedPicture returns the picture of the last run, with which a node without an API server comes up whole.
+func (d *Daemon) storedPicture() (*model.Snapshot, error) {
 	s, err := d.store.Snapshot()
 	if err != nil {
-		return fmt.Errorf("reading the stored picture of the cluster: %w", err)
+		return nil, fmt.Errorf("reading the stored picture of the cluster: %w", err)
 	}
 	if s == nil {
 		s = &model.Snapshot{}
 	}
 	s.Stored = true
-	d.publish(s)
-	return nil
+	return s, nil
 }
 
 // saveDelay gathers changes before the picture is written: it is a fallback, and a disk wears out.

@@ -3,7 +3,6 @@ package appliance
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"time"
 
@@ -16,8 +15,8 @@ import (
 )
 
 // newSource chooses where the picture of the cluster comes from: files, an API server, or, with Pod ranges in weft.yaml and
-// neither of them, nowhere.
-func (d *Daemon) newSource(ctx context.Context) (cluster.Source, error) {
+// neither of them, nowhere. stored is the picture of the last run.
+func (d *Daemon) newSource(ctx context.Context, stored *model.Snapshot) (cluster.Source, error) {
 	problem := func(text string) { d.log.Warn("ignored in the cluster's objects", zap.String("problem", text)) }
 	lb, bgp, dns := d.cfg.Has(config.RoleLB), d.cfg.Has(config.RoleBGP), d.cfg.Has(config.RoleDNS)
 	services, policies := d.cfg.Has(config.RoleServices) || dns || lb || bgp, d.cfg.Has(config.RolePolicy)
@@ -41,10 +40,6 @@ func (d *Daemon) newSource(ctx context.Context) (cluster.Source, error) {
 	identity, err := d.store.Identity()
 	if err != nil {
 		return nil, err
-	}
-	stored, err := d.store.Snapshot()
-	if err != nil {
-		return nil, fmt.Errorf("reading the stored picture of the cluster: %w", err)
 	}
 	return cluster.NewKubernetes(cluster.KubernetesOptions{
 		Stored:   stored,
