@@ -109,7 +109,7 @@ func (p *proxyNode) serveEcho() error {
 // ask connects to the target and returns which backend answered.
 func (p *proxyNode) ask() (at netip.Addr, err error) {
 	err = p.client.do(func() error {
-		c, err := net.DialTimeout("tcp4", netip.AddrPortFrom(target, 81).String(), 300*time.Millisecond)
+		c, err := net.DialTimeout("tcp4", netip.AddrPortFrom(target, 81).String(), 20*time.Millisecond)
 		if err != nil {
 			return err
 		}
@@ -167,11 +167,18 @@ func btoi(b bool) int {
 	return 0
 }
 
-// endpoints writes the EndpointSlice of a Service.
+// podsPerNode is kubelet's default.
+const podsPerNode = 110
+
+// endpoints writes the EndpointSlice of a Service. The target's endpoints and some others are on this node, the rest on as many as it takes.
 func (p *proxyNode) endpoints(name string, ends []netip.Addr) error {
 	list := []any{}
 	for _, e := range ends {
-		list = append(list, map[string]any{"addresses": []string{e.String()}, "nodeName": "node1", "conditions": map[string]any{"ready": true, "serving": true, "terminating": false}})
+		node := 1
+		if b := e.As4(); name != "target" {
+			node += (int(b[2])<<8 | int(b[3])) / podsPerNode
+		}
+		list = append(list, map[string]any{"addresses": []string{e.String()}, "nodeName": fmt.Sprintf("node%d", node), "conditions": map[string]any{"ready": true, "serving": true, "terminating": false}})
 	}
 	return p.api.put(pathSlices, name+"-x", map[string]any{
 		"addressType": "IPv4", "endpoints": list, "ports": []any{

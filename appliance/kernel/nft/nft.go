@@ -26,6 +26,7 @@ type Backend struct {
 	send  *sender
 	// tables are those that were applied, by ID. A nil state is unknown: it is read before the next change.
 	tables map[string]*known
+	watch  *watch // the newest; nil while nobody watches
 }
 
 // known is one table that we apply.
@@ -86,6 +87,10 @@ func (b *Backend) Close() {
 func (b *Backend) Invalidate() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.invalidate()
+}
+
+func (b *Backend) invalidate() {
 	for _, k := range b.tables {
 		k.state, k.valid = nil, false
 	}
@@ -212,15 +217,22 @@ func (b *Backend) apply(ctx context.Context, tables []*ruleset.Table, rebuild bo
 	if err := ctx.Err(); err != nil {
 		return stats, err
 	}
-	if err := b.carryOut(plans, &stats); err != nil {
+	elements := 0
+	for _, p := range plans {
+		elements += p.stats.ElementsAdded + p.stats.ElementsDeleted
+	}
+	missed, err := b.quietly(elements, &stats, func() error { return b.carryOut(plans, &stats) })
+	if err != nil {
 		// The kernel took all or nothing of the last transaction, but there may have been others before.
-		for _, k := range b.tables {
-			k.state, k.valid = nil, false
-		}
+		b.invalidate()
 		return stats, err
 	}
 	for _, p := range plans {
 		b.committed(p)
+	}
+	if missed {
+		b.invalidate()
+		offer(b.watch.events, Event{Lost: true})
 	}
 	return stats, nil
 }

@@ -24,14 +24,14 @@ type Event struct {
 	// PID and Process are who did it, as the kernel knows it: the process that sent the change, not who started it.
 	PID     uint32
 	Process string
-	// Lost says that changes came faster than we read; what they were is unknown.
+	// Lost says that changes were not read, because they came too fast or during a large change of our own; what they were is unknown.
 	Lost bool
 }
 
 // String says what happened, for the log.
 func (e Event) String() string {
 	if e.Lost {
-		return "nftables changes came too fast to be read"
+		return "nftables changes were missed"
 	}
 	verb := "changed"
 	if e.Deleted {
@@ -41,7 +41,7 @@ func (e Event) String() string {
 }
 
 // Watch tells of changes by others until ctx ends, or until the socket fails; then it closes the channel. Our own changes
-// cost nothing here: the kernel leaves them out.
+// cost little here: the kernel leaves them out, and large ones are made while nobody listens (quietly).
 func (b *Backend) Watch(ctx context.Context) (<-chan Event, error) {
 	conn, err := dial(b.netns, 16<<20)
 	if err != nil {
@@ -53,11 +53,16 @@ func (b *Backend) Watch(ctx context.Context) (<-chan Event, error) {
 	}
 	// Whoever does not read loses nothing that matters: each event says only that an Apply is due.
 	events := make(chan Event, 16)
+	own := &watch{conn, events}
+	b.mu.Lock()
+	b.watch = own
+	b.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	go func() {
 		defer close(events)
 		defer conn.Close()
 		defer stop()
+		defer b.unwatch(own)
 		w := watcher{backend: b, touched: map[string]bool{}}
 		for ctx.Err() == nil {
 			msgs, err := conn.Receive()
@@ -77,6 +82,14 @@ func (b *Backend) Watch(ctx context.Context) (<-chan Event, error) {
 		}
 	}()
 	return events, nil
+}
+
+func (b *Backend) unwatch(w *watch) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.watch == w {
+		b.watch = nil
+	}
 }
 
 func offer(events chan<- Event, e Event) {
