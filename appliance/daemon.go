@@ -135,7 +135,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	}()
 	if d.cfg.NodeName == "" {
 		if d.cfg.NodeName, err = hostname(); err != nil {
-			return fmt.Errorf("finding the node's name (set nodeName): %w", err)
+			return err
 		}
 	}
 	if d.store, err = openStore(d.cfg.StateDir, d.version, storeWait); err != nil {

@@ -41,7 +41,10 @@ func (d *Daemon) publish(s *model.Snapshot) {
 // hostname is the name that kubelet gives its Node unless it is told another one (kubernetes/pkg/util/node).
 func hostname() (string, error) {
 	name, err := os.Hostname()
-	return strings.ToLower(strings.TrimSpace(name)), err
+	if err != nil {
+		return "", fmt.Errorf("finding the node's name (set nodeName): %w", err)
+	}
+	return strings.ToLower(strings.TrimSpace(name)), nil
 }
 
 // overlay lays this node's own settings over what the cluster says: addresses and Pod ranges from weft.yaml win.

@@ -73,8 +73,9 @@ type PolicyReport struct {
 	// Picture says from what it was made, when that was not a running weftd.
 	Picture  string          `json:"picture,omitempty"`
 	Policies []NetworkPolicy `json:"policies"`
-	// Pods are those of this node that some policy isolates.
+	// Pods are those of this node that some policy isolates, Open the others.
 	Pods []IsolatedPod `json:"pods"`
+	Open []IsolatedPod `json:"open"`
 	// Generation is the mark of flows that were judged; Inherited says that the cluster was not heard since the start.
 	Generation string   `json:"generation,omitempty"`
 	Inherited  bool     `json:"inherited,omitempty"`
@@ -124,7 +125,7 @@ func ReadPolicies(ctx context.Context, cfg config.Config) (out PolicyReport, err
 
 func policyReport(snap *model.Snapshot, loop *reconcile.Loop) PolicyReport {
 	st := loop.Status().Policies
-	out := PolicyReport{Policies: []NetworkPolicy{}, Pods: []IsolatedPod{}, Inherited: st.Inherited}
+	out := PolicyReport{Policies: []NetworkPolicy{}, Pods: []IsolatedPod{}, Open: []IsolatedPod{}, Inherited: st.Inherited}
 	if loop.Policies == nil {
 		out.Warnings = append(out.Warnings, "role policy is off on this node: no NetworkPolicy is enforced by weft here")
 		return out
@@ -145,9 +146,14 @@ func policyReport(snap *model.Snapshot, loop *reconcile.Loop) PolicyReport {
 	for _, p := range pods {
 		out.Pods = append(out.Pods, *p)
 	}
-	slices.SortFunc(out.Pods, func(a, b IsolatedPod) int {
-		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
-	})
+	for _, at := range st.Input.Attached {
+		if _, isolated := pods[at.Pod]; !isolated {
+			out.Open = append(out.Open, IsolatedPod{Namespace: at.Pod.Namespace, Name: at.Pod.Name, Addresses: at.Addresses})
+		}
+	}
+	for _, list := range [][]IsolatedPod{out.Pods, out.Open} {
+		slices.SortFunc(list, func(a, b IsolatedPod) int { return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name) })
+	}
 	problems := map[model.PolicyKey][]string{}
 	for _, p := range st.Filters.Problems {
 		if p.Policy.Name == "" {

@@ -277,7 +277,7 @@ func openLeft(dir string) (*store.Store, error) {
 func traceStore(ctx context.Context, cfg config.Config) (t *tracing, closing func(), err error) {
 	if cfg.NodeName == "" {
 		if cfg.NodeName, err = hostname(); err != nil {
-			return nil, nil, fmt.Errorf("finding the node's name (set nodeName): %w", err)
+			return nil, nil, err
 		}
 	}
 	s, err := openLeft(cfg.StateDir)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"weft.network/weft/appliance/config"
 	"weft.network/weft/appliance/lab"
 )
 
@@ -318,7 +319,7 @@ func labMode() *cli.Command {
 		Flags: []cli.Flag{labFlag()}, OnUsageError: usageError,
 		Action: func(c *cli.Context) error {
 			mode := c.Args().First()
-			if c.NArg() != 1 || !slices.Contains([]string{"auto", "native", "vxlan"}, mode) {
+			if c.NArg() != 1 || !slices.Contains(config.Modes, mode) {
 				return cli.Exit("mode needs exactly one of auto, native, vxlan; try weft lab mode --help", 2)
 			}
 			l, err := openLab(c)

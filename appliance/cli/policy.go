@@ -102,14 +102,15 @@ func showPolicy(c *cli.Context) error {
 		return err
 	}
 	found := shownPolicy{Picture: r.Picture}
-	if i := slices.IndexFunc(r.Pods, func(p appliance.IsolatedPod) bool { return p.Namespace+"/"+p.Name == name }); i >= 0 {
-		found.Pod = &r.Pods[i]
+	pods := slices.Concat(r.Pods, r.Open)
+	if i := slices.IndexFunc(pods, func(p appliance.IsolatedPod) bool { return p.Namespace+"/"+p.Name == name }); i >= 0 {
+		found.Pod = &pods[i]
 	}
 	if i := slices.IndexFunc(r.Policies, func(p appliance.NetworkPolicy) bool { return p.Namespace+"/"+p.Name == name }); i >= 0 {
 		found.Policy = &r.Policies[i]
 	}
 	if found.Pod == nil && found.Policy == nil {
-		return fmt.Errorf("no policy isolates a Pod %s on this node, and there is no NetworkPolicy of that name: a Pod without policies talks with everybody (weft policy list shows all)", name)
+		return fmt.Errorf("weft has no Pod %s on this node, and there is no NetworkPolicy of that name (weft ipam list and weft policy list show what there is)", name)
 	}
 	return show(c, found, func(p *printer) {
 		if found.Pod != nil {

@@ -12,7 +12,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -33,6 +32,9 @@ const (
 
 // Roles lists every role this build knows, in the order in which they start.
 var Roles = []Role{RoleFabric, RoleServices, RolePolicy, RoleDNS, RoleLB, RoleBGP}
+
+// Modes are the values of fabric.mode.
+var Modes = []string{"auto", "native", "vxlan"}
 
 // Config is everything that may be set on one node.
 type Config struct {
@@ -177,7 +179,7 @@ func Parse(data []byte) (Config, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
 	if err := dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
-		return Config{}, explain(err)
+		return Config{}, explain(err, data)
 	}
 	for {
 		var rest yaml.Node
@@ -186,33 +188,11 @@ func Parse(data []byte) (Config, error) {
 		case errors.Is(err, io.EOF):
 			return c, c.Validate()
 		case err != nil:
-			return Config{}, explain(err)
+			return Config{}, explain(err, data)
 		case !empty:
 			return Config{}, fmt.Errorf("line %d: a second YAML document, which nobody reads: put all keys into one, without a line ---", rest.Line)
 		}
 	}
-}
-
-// explain turns the library's words into ours: the line, the key and what to do.
-func explain(err error) error {
-	var te *yaml.TypeError
-	if !errors.As(err, &te) {
-		return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
-	}
-	var out []error
-	for _, msg := range te.Errors {
-		if line, rest, ok := strings.Cut(msg, ": field "); ok {
-			if key, _, ok := strings.Cut(rest, " not found"); ok {
-				msg = fmt.Sprintf("%s: unknown key %q (weft config shows every key with its default)", line, key)
-			}
-		}
-		if line, rest, ok := strings.Cut(msg, ": cannot unmarshal !!int `"); ok && strings.HasSuffix(rest, "` into time.Duration") {
-			number := strings.TrimSuffix(rest, "` into time.Duration")
-			msg = fmt.Sprintf("%s: %s: a duration needs its unit: write %ss", line, number, number)
-		}
-		out = append(out, errors.New(msg))
-	}
-	return errors.Join(out...)
 }
 
 // Validate checks every value by itself and against the others, and returns all that is wrong at once.
@@ -221,7 +201,7 @@ func (c *Config) Validate() error {
 	bad := func(key string, value any, fix string) {
 		errs = append(errs, fmt.Errorf("%s: %v: %s", key, value, fix))
 	}
-	if !slices.Contains([]string{"auto", "native", "vxlan"}, c.Fabric.Mode) {
+	if !slices.Contains(Modes, c.Fabric.Mode) {
 		bad("fabric.mode", c.Fabric.Mode, "must be auto, native or vxlan")
 	}
 	if m := c.Fabric.MTU; m != 0 && (m < 1280 || m > 65535) {

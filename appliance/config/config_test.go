@@ -34,7 +34,9 @@ func TestParse(t *testing.T) {
 		{"node port host bits", "services: {nodePortAddresses: [primary, 10.0.0.1/8]}", []string{"services.nodePortAddresses[1]", "10.0.0.0/8"}},
 		{"node port loopback", "services: {nodePortAddresses: [127.0.0.0/8]}", []string{"loopback"}},
 		{"role", "roles: [fabric, proxy]", []string{"roles", "proxy"}},
-		{"not a prefix", "podCIDRs: [10.42.0.0]", []string{"10.42.0.0"}},
+		{"not a prefix", "podCIDRs: [10.42.0.0]", []string{`line 1: podCIDRs[0]: "10.42.0.0" is not a range such as`}},
+		{"not a prefix further down", "pprof: true\nmasquerade:\n  exclude:\n  - 10.0.0.0/8\n  - foo\n", []string{`line 5: masquerade.exclude[1]: "foo" is not a range`}},
+		{"not an address", "log: {level: info}\nnodeAddresses: [10.0.0.1, 10.0.0.300]", []string{`line 2: nodeAddresses[1]: "10.0.0.300" is not an address`}},
 		{"not yaml", "fabric: [", []string{"line 1"}},
 		{"duration", "fabric: {probe: {interval: fast}}", []string{"line 1", "fast"}},
 	} {

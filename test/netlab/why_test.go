@@ -63,6 +63,7 @@ spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress, Egress], i
 	for command, want := range map[string][]string{
 		"weft policy list":            {"default/guard", "ingress+egress", "app=web"},
 		"weft policy show web":        {"only this, by default/guard", "from Pods app=far in namespace default, TCP 8080 (default/guard, rule 0)", "nothing"},
+		"weft policy show other":      {"from everybody: no policy isolates its ingress", "to everybody: no policy isolates its egress"},
 		"weft policy show guard":      {"isolates ingress and egress of Pods app=web", "Pods of this node: default/web"},
 		"weft observe --drops --once": {"dropped ingress: default/other -> default/web tcp/8080"},
 	} {
