@@ -221,9 +221,8 @@ func TestLoadBalancer(t *testing.T) {
 	}
 
 	for _, vip := range vips { // no machine has the address, so nobody else would refuse
-		asked := time.Now()
-		if _, err := s.get(lab.Router, vip, 81); err == nil || time.Since(asked) > time.Second {
-			t.Errorf("a port without a Service: %v after %v, want a refusal at once", err, time.Since(asked))
+		if _, err := s.get(lab.Router, vip, 81); err == nil || !strings.Contains(err.Error(), "connection refused") {
+			t.Errorf("a port without a Service: %v, want a refusal", err)
 		}
 	}
 	s.restartOwner(vips[0], nodes)

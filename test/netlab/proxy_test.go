@@ -59,7 +59,7 @@ func TestProxyBesideAnotherNetwork(t *testing.T) {
 	s.background("node1", "weft", "weft-proxy")
 	s.serve(web...)
 	ask := func(target, addr string, port int) (string, error) {
-		argv := []string{"weft", lab.PodCommand, "get", "--timeout", "2s", fmt.Sprintf("http://%s:%d/", addr, port)}
+		argv := []string{"weft", lab.PodCommand, "get", "--timeout", s.limit.String(), fmt.Sprintf("http://%s:%d/", addr, port)}
 		if target == "node1" {
 			return s.Output(s.ctx, target, argv...)
 		}

@@ -21,6 +21,7 @@ func TestRepair(t *testing.T) {
 	if vtep == nil {
 		t.Fatalf("no forwarding entry for node2: %s", s.out("node1", "bridge fdb show dev weft.vx"))
 	}
+	late, rounds := 0, 0
 	for _, command := range []string{
 		"ip route del 10.244.2.0/24",
 		"ip -6 route del fd00:10:244:2::/64",
@@ -56,6 +57,9 @@ func TestRepair(t *testing.T) {
 			}
 			return nil
 		})
+		if rounds++; took > repairTime {
+			late++
+		}
 		s.eventually("a count of the repair after "+command, repairTime, func() error {
 			if s.status("node1").Fabric.Repairs == repairs {
 				return fmt.Errorf("still %d repairs", repairs)
@@ -65,6 +69,9 @@ func TestRepair(t *testing.T) {
 		t.Logf("%-55s repaired within %3d ms", command, took.Milliseconds())
 		s.reaches(pod, far)
 		s.reaches(far, pod)
+	}
+	if late > rounds/2 { // a busy machine is late now and then, and the audit always
+		t.Errorf("%d of %d repairs took more than %v", late, rounds, repairTime)
 	}
 }
 

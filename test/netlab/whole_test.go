@@ -37,7 +37,7 @@ func TestWholeNodeReboots(t *testing.T) {
 			return fmt.Errorf("no load-balancer address: %+v", b)
 		}
 		vip = b.Addresses[0].Address
-		got, err := s.Output(s.ctx, front.FullName(), "weft", lab.PodCommand, "get", "--timeout", "2s", "http://"+name+"/")
+		got, err := s.Output(s.ctx, front.FullName(), "weft", lab.PodCommand, "get", "--timeout", s.limit.String(), "http://"+name+"/")
 		if err != nil || !strings.Contains(got, web.FullName()) {
 			return fmt.Errorf("front asks for %s: %q, %w", name, got, err)
 		}
