@@ -237,6 +237,17 @@ func readPassword(path string) peering.Password {
 
 // publish gives the loop what the neighbours tell, with what is held from before the restart.
 func (b *bgp) publish() {
+	if !b.learn() {
+		return
+	}
+	b.d.loop.Kick(reconcile.Trigger{What: "BGP neighbours told other routes", Fabric: true})
+	if err := b.d.store.UpdateIdentity(context.Background(), func(i *store.Identity) { i.Learned = b.routes() }); err != nil {
+		b.d.log.Warn("keeping the routes of BGP neighbours for a restart", zap.Error(err))
+	}
+}
+
+// learn puts together what is known of the neighbours' routes, and reports whether that is something else than before.
+func (b *bgp) learn() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	mesh := map[netip.Addr]bool{}
@@ -244,7 +255,7 @@ func (b *bgp) publish() {
 		mesh[n.Address] = n.Mesh
 	}
 	if b.server.Failure() != "" {
-		return
+		return false
 	}
 	var learned []model.LearnedRoute
 	fresh := map[netip.Prefix]bool{}
@@ -258,13 +269,10 @@ func (b *bgp) publish() {
 		}
 	}
 	if slices.Equal(learned, b.learned) {
-		return
+		return false
 	}
 	b.learned = learned
-	b.d.loop.Kick(reconcile.Trigger{What: "BGP neighbours told other routes", Fabric: true})
-	if err := b.d.store.UpdateIdentity(context.Background(), func(i *store.Identity) { i.Learned = learned }); err != nil {
-		b.d.log.Warn("keeping the routes of BGP neighbours for a restart", zap.Error(err))
-	}
+	return true
 }
 
 // routes is asked by the loop.

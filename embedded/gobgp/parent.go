@@ -244,7 +244,10 @@ func (c *child) forget(id uint64) {
 // end lets a child go that has no sessions any more, or shall end without a word.
 func (p *Speaker) end(c *child) {
 	p.mu.Lock()
-	p.child, p.routes = nil, nil
+	p.child = nil
+	if !p.closed { // otherwise what was learned is for the next daemon to hold
+		p.routes = nil
+	}
 	p.mu.Unlock()
 	_ = c.conn.Close() // it ends when it reads that
 	timer := time.NewTimer(stopWait)

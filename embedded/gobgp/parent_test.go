@@ -134,7 +134,11 @@ func TestSpeakerProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.untilRoutes("10.1.0.0/24 via 127.0.0.1")
+	wait(t, "the route in the daemon", learned)
 	p.Close()
+	if !learned() {
+		t.Errorf("after the end the routes are %v: the next daemon has nothing to hold", p.Routes())
+	}
 	if _, err := p.Apply(context.Background(), a.want); err == nil {
 		t.Error("a closed speaker starts")
 	}

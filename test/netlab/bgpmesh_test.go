@@ -118,7 +118,7 @@ func TestBGPWithFRR(t *testing.T) {
 	across := s.traffic(pods[0].FullName(), addrPort(pods[1].Address(4), lab.HTTPPort))
 	outside := s.traffic(lab.Outside, addrPort(mustAddr(vip4), 80))
 	s.no(s.KillDaemon(s.ctx, "node2", unix.SIGKILL))
-	s.no(s.KillDaemon(s.ctx, "node1", unix.SIGKILL))
+	s.no(s.KillDaemon(s.ctx, "node1", unix.SIGTERM))
 	s.hold(2*time.Second, func() {
 		if got := r.hops("10.244.2.0/24"); len(got) != 1 {
 			t.Errorf("weftd is away and FRR has %v", got)
