@@ -2,6 +2,7 @@ package netlab
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -109,19 +110,24 @@ func TestBandwidth(t *testing.T) {
 	server := s.run("node2", "server")[0]
 	url := fmt.Sprintf("http://%s/bytes", netip.AddrPortFrom(server.Address(4), lab.HTTPPort))
 	for _, tc := range []struct {
-		pod  string
-		args []string
-		slow bool
+		pod         string
+		args        []string
+		least, most float64 // seconds
 	}{
-		{"slow", []string{"get", "--timeout", "10s", "--count", url + "?n=2000000"}, true},
-		{"slow", []string{"get", "--timeout", "10s", "--count", "--send", "2000000", url}, true},
-		{"fast", []string{"get", "--count", url + "?n=2000000"}, false},
-		{"fast", []string{"get", "--count", "--send", "2000000", url}, false},
+		{"slow", []string{url + "?n=2000000"}, 0.7, 2.5},
+		{"slow", []string{"--send", "2000000", url}, 0.7, 2.5},
+		{"fast", []string{url + "?n=2000000"}, 0, 0.5},
+		{"fast", []string{"--send", "2000000", url}, 0, 0.5},
 	} {
-		got, err := s.transfer(tc.pod, tc.args...)
-		s.no(err)
-		if seconds := got[0].Seconds; tc.slow && (seconds < 0.7 || seconds > 2.5) || !tc.slow && seconds > 0.5 {
-			t.Errorf("%s %v took %.2f s for two million bytes", tc.pod, tc.args, seconds)
+		best := math.Inf(1)
+		for try := 0; try < 5 && best > tc.most; try++ { // a busy machine makes it slower, never faster
+			got, err := s.transfer(tc.pod, append([]string{"get", "--timeout", "30s", "--count"}, tc.args...)...)
+			s.no(err)
+			best = min(best, got[0].Seconds)
+		}
+		t.Logf("%s %v: %.2f s for two million bytes", tc.pod, tc.args, best)
+		if best < tc.least || best > tc.most {
+			t.Errorf("%s %v took %.2f s for two million bytes, want %.1f to %.1f", tc.pod, tc.args, best, tc.least, tc.most)
 		}
 	}
 	s.no(s.CheckPod(s.ctx, "slow"))

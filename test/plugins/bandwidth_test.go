@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"weft.network/weft/appliance/kernel/netnstest"
 )
 
 const megabit = 1_000_000
@@ -31,15 +33,14 @@ func TestBandwidth(t *testing.T) {
 				verb string
 				rate float64
 			}{{"put", 32 * megabit}, {"get", 16 * megabit}} {
-				free, err := transfer(n.ns, way.verb, netip.AddrPortFrom(fast.addrs[0], containerPort), 1<<20)
-				if err != nil || free < 3*way.rate {
-					t.Errorf("%s without a limit: %.1f Mbit/s, %v", way.verb, free/megabit, err)
+				if free := n.fastest(n.ns, way.verb, netip.AddrPortFrom(fast.addrs[0], containerPort), 3*way.rate); free < 3*way.rate {
+					t.Errorf("%s without a limit: %.1f Mbit/s", way.verb, free/megabit)
 				}
 				for _, to := range []netip.AddrPort{netip.AddrPortFrom(node4, hostPort), netip.AddrPortFrom(node6, hostPort)} {
-					got, err := transfer(n.client, way.verb, to, 1<<20)
+					got := n.fastest(n.client, way.verb, to, 0.4*way.rate)
 					t.Logf("%s at %s: %.1f Mbit/s, the limit is %.0f", way.verb, to, got/megabit, way.rate/megabit)
-					if err != nil || got > 1.2*way.rate || got < 0.4*way.rate {
-						t.Errorf("%s at %s: %.1f Mbit/s, the limit is %.0f: %v", way.verb, to, got/megabit, way.rate/megabit, err)
+					if got > 1.2*way.rate || got < 0.4*way.rate {
+						t.Errorf("%s at %s: %.1f Mbit/s, the limit is %.0f", way.verb, to, got/megabit, way.rate/megabit)
 					}
 				}
 			}
@@ -52,6 +53,21 @@ func TestBandwidth(t *testing.T) {
 			n.nothingLeft()
 		})
 	}
+}
+
+// fastest moves a megabyte until that is as fast as wanted, five times at most, and returns the best rate: a busy machine makes it
+// slower, never faster.
+func (n *node) fastest(from *netnstest.NS, verb string, to netip.AddrPort, want float64) (best float64) {
+	n.t.Helper()
+	for try := 0; try < 5 && best < want; try++ {
+		got, err := transfer(from, verb, to, 1<<20)
+		if err != nil {
+			n.t.Errorf("%s at %s: %v", verb, to, err)
+			break
+		}
+		best = max(best, got)
+	}
+	return best
 }
 
 // nothingLeft fails when a device of the bandwidth plugin stays behind. A daemon removes them in groups.

@@ -129,7 +129,7 @@ func (c *container) whoIs(from net.Addr) string { return c.id + " " + from.Strin
 // answer tells who is who, then sends back as many bytes as the client asks for, or counts those that it sends.
 func (c *container) answer(conn net.Conn) {
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(2 * patience))
 	fmt.Fprint(conn, c.whoIs(conn.RemoteAddr()))
 	var verb string
 	var size int64
@@ -163,9 +163,16 @@ func dial(from *netnstest.NS, network string, to netip.AddrPort, timeout time.Du
 	return conn, err
 }
 
-// ask returns who answers and which address it saw. UDP is asked again until the time is over.
+// moment is how long a test listens for what must not come, and a try takes that another one follows.
+const moment = time.Second
+
+// ask returns who answers and which address it saw.
 func ask(from *netnstest.NS, network string, to netip.AddrPort) (id string, seen netip.Addr, err error) {
-	conn, err := dial(from, network, to, time.Second)
+	return askFor(patience, from, network, to)
+}
+
+func askFor(timeout time.Duration, from *netnstest.NS, network string, to netip.AddrPort) (id string, seen netip.Addr, err error) {
+	conn, err := dial(from, network, to, timeout)
 	if err != nil {
 		return "", seen, err
 	}
@@ -190,7 +197,7 @@ func whoWas(line string) (id string, seen netip.Addr, err error) {
 
 // transfer moves bytes between a client and a container and returns the bits per second of the whole. get is from the container.
 func transfer(from *netnstest.NS, verb string, to netip.AddrPort, size int64) (rate float64, err error) {
-	conn, err := dial(from, "tcp", to, 10*time.Second)
+	conn, err := dial(from, "tcp", to, patience)
 	if err != nil {
 		return 0, err
 	}

@@ -3,6 +3,7 @@ package iface
 import (
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"strings"
@@ -73,10 +74,11 @@ func TestBandwidthLimits(t *testing.T) {
 			}
 		}
 		for _, addr := range []string{a.Addresses[0].String(), a.Addresses[1].String()} {
-			limited(t, c.name+", to "+addr, transfer(t, n.ns, pod, addr, size), c.toPod)
+			limited(t, c.name+", to "+addr, c.toPod, func() time.Duration { return transfer(t, n.ns, pod, addr, size) })
 		}
-		limited(t, c.name+", from the Pod", transfer(t, pod, n.ns, "192.0.2.1", size), c.toNode)
-		limited(t, c.name+", from the Pod", transfer(t, pod, n.ns, "2001:db8::1", size), c.toNode)
+		for _, addr := range []string{"192.0.2.1", "2001:db8::1"} {
+			limited(t, c.name+", from the Pod to "+addr, c.toNode, func() time.Duration { return transfer(t, pod, n.ns, addr, size) })
+		}
 	}
 	if err := n.SetBandwidth(t.Context(), a.HostIf, Bandwidth{rate, burst, rate, burst}); err != nil {
 		t.Fatal(err)
@@ -88,10 +90,19 @@ func TestBandwidthLimits(t *testing.T) {
 	}
 }
 
-func limited(t *testing.T, what string, took time.Duration, want bool) {
+// limited tries up to five times, for a busy machine makes a transfer slower, but never faster.
+func limited(t *testing.T, what string, want bool, transfer func() time.Duration) {
 	t.Helper()
-	if min, max := 600*time.Millisecond, 2*time.Second; want && (took < min || took > max) || !want && took > min {
-		t.Errorf("%s: %v (limited: %v)", what, took, want)
+	least, most := 600*time.Millisecond, 2*time.Second
+	if !want {
+		least, most = 0, least
+	}
+	best := time.Duration(math.MaxInt64)
+	for try := 0; try < 5 && best > most; try++ {
+		best = min(best, transfer())
+	}
+	if best < least || best > most {
+		t.Errorf("%s: %v (limited: %v)", what, best, want)
 	}
 }
 
