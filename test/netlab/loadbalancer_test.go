@@ -112,9 +112,9 @@ func (s *story) owner(name string, addr netip.Addr, nodes ...string) string {
 
 // answering asks as a host of the segment which hardware address has an address.
 func (s *story) answering(addr netip.Addr) (string, error) {
-	argv := []string{"arping", "-c", "1", "-w", "1", "-I", "subnet1", addr.String()}
+	argv := []string{"arping", "-c", "1", "-w", "15", "-I", "subnet1", addr.String()}
 	if addr.Is6() {
-		argv = []string{"ndisc6", "-1", "-r", "1", "-w", "500", addr.String(), "subnet1"}
+		argv = []string{"ndisc6", "-1", "-r", "15", "-w", "1000", addr.String(), "subnet1"}
 	}
 	out, err := s.Output(s.ctx, lab.Router, argv...)
 	for _, f := range strings.FieldsFunc(strings.ToLower(out), func(r rune) bool { return strings.ContainsRune(" []\n", r) }) {

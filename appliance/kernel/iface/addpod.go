@@ -139,7 +139,7 @@ func (b *Backend) awaitLocal(ctx context.Context, c *conn, addrs []netip.Addr) e
 }
 
 const (
-	settleTimeout = 2 * time.Second
+	settleTimeout = 10 * time.Second // its worker waits for whoever changes links
 	settlePoll    = 200 * time.Microsecond
 )
 

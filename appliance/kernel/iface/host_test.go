@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"weft.network/weft/appliance/compile/route"
 	"weft.network/weft/appliance/model"
@@ -125,7 +126,9 @@ func TestApplyHostUnderTraffic(t *testing.T) {
 				out, _ := try(p.pods[1], "ping -q -i 0.005 -c 200 -W 1 "+to.String())
 				done <- out
 			}()
+			start := time.Now()
 			p.apply(mode)
+			between := time.Since(start) // the nodes do not agree: on a busy machine this is long
 			out := <-done
 			var sent, received int
 			line := out[strings.Index(out, "200 packets"):]
@@ -133,8 +136,8 @@ func TestApplyHostUnderTraffic(t *testing.T) {
 				t.Fatalf("%v\n%s", err, out)
 			}
 			t.Logf("to %s, change to %s: %d of %d lost", to, mode, sent-received, sent)
-			if sent-received > 40 {
-				t.Errorf("to %s, change to %s: %d packets of %d are lost", to, mode, sent-received, sent)
+			if most := 40 + int(between/(5*time.Millisecond)); sent-received > most {
+				t.Errorf("to %s, change to %s: %d packets of %d are lost, want at most %d", to, mode, sent-received, sent, most)
 			}
 		}
 	}

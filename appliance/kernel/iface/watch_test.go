@@ -2,6 +2,8 @@ package iface
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +25,31 @@ func next(t *testing.T, events <-chan Event) Event {
 	}
 }
 
+// gather merges events until the condition holds: a busy watcher hands over late, and in parts.
+func gather(t *testing.T, events <-chan Event, what string, enough func(Event) bool) (all Event) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for !enough(all) {
+		select {
+		case e, ok := <-events:
+			if !ok {
+				t.Fatal("the channel is closed")
+			}
+			all.Ours, all.Underlay, all.Resync = append(all.Ours, e.Ours...), all.Underlay || e.Underlay, all.Resync || e.Resync
+		case <-deadline:
+			t.Fatalf("%s: no such event, only %+v", what, all)
+		}
+	}
+	return all
+}
+
+// settled waits until the links that a test has just made say nothing more.
+func settled(t *testing.T, events <-chan Event) {
+	t.Helper()
+	for e := next(t, events); !e.empty(); e = next(t, events) {
+	}
+}
+
 func TestWatch(t *testing.T) {
 	p := newPair(t)
 	p.apply(route.ModeVXLAN)
@@ -33,8 +60,8 @@ func TestWatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	next(t, events) // the links of newPair settle
-	for _, c := range []struct {
+	settled(t, events)
+	for i, c := range []struct {
 		command, ours string
 		underlay      bool
 	}{
@@ -61,7 +88,12 @@ func TestWatch(t *testing.T) {
 		{"ip link set eth0 down", "", true},
 	} {
 		n.run(c.command)
-		e := next(t, events)
+		// What follows is told last, so that nothing is late and taken for the next command's.
+		last := fmt.Sprintf("10.244.1.%d/32", 100+i)
+		n.run("ip addr add " + last + " dev weft0")
+		last = "address " + last + " on weft0 added"
+		e := gather(t, events, c.command, func(e Event) bool { return slices.Contains(e.Ours, last) })
+		e.Ours = slices.DeleteFunc(e.Ours, func(s string) bool { return s == last })
 		if got := strings.Join(e.Ours, "; "); c.ours == "" && got != "" || !strings.Contains(got, c.ours) || e.Underlay != c.underlay || e.Resync {
 			t.Errorf("%s: event %+v", c.command, e)
 		}
@@ -79,10 +111,16 @@ func TestWatchOwnActions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	next(t, events)
+	settled(t, events)
+	said := 0
 	silent := func(what string) {
 		t.Helper()
 		if e := next(t, events); !e.empty() {
+			t.Errorf("%s: event %+v", what, e)
+		}
+		said++ // something else, so that nothing is late
+		n.run(fmt.Sprintf("ip addr add 192.168.50.%d/24 dev eth0", 100+said))
+		if e := gather(t, events, what, func(e Event) bool { return e.Underlay }); len(e.Ours) > 0 || e.Resync {
 			t.Errorf("%s: event %+v", what, e)
 		}
 	}
@@ -116,12 +154,10 @@ func TestWatchOverflow(t *testing.T) {
 		n.run("ip link del x0")
 	}
 	go w.loop(t.Context())
-	if e := next(t, w.out); !e.Resync {
-		t.Errorf("messages were lost, but the event is %+v", e)
-	}
+	gather(t, w.out, "messages were lost", func(e Event) bool { return e.Resync })
 	n.run("ip link add y0 type bridge")
 	n.run("ip link set y0 up")
-	if e := next(t, w.out); !e.Underlay || e.Resync {
+	if e := gather(t, w.out, "after the overflow", func(e Event) bool { return e.Underlay }); e.Resync {
 		t.Errorf("after the overflow: event %+v", e)
 	}
 }

@@ -73,14 +73,14 @@ func TestAnswers(t *testing.T) {
 		t.Fatalf("an address that nobody holds answers: %s", out)
 	}
 	set(t, p, []netip.Addr{vip4, vip6}, nil)
-	out = host.Run("arping", "-c", "2", "-w", "10", "-I", "eth0", vip4.String())
+	out = host.Run("arping", "-c", "2", "-w", "15", "-I", "eth0", vip4.String())
 	if !strings.Contains(strings.ToLower(out), p.MAC().String()) {
 		t.Errorf("arping: %s", out)
 	}
-	if out, err := host.Try("arping", "-D", "-c", "1", "-w", "10", "-I", "eth0", vip4.String()); err == nil {
+	if out, err := host.Try("arping", "-D", "-c", "1", "-w", "15", "-I", "eth0", vip4.String()); err == nil {
 		t.Errorf("a host that asks before it takes the address is not told that it is taken: %s", out)
 	}
-	out = host.Run("ndisc6", "-1", vip6.String(), "eth0")
+	out = host.Run("ndisc6", "-1", "-r", "15", "-w", "1000", vip6.String(), "eth0")
 	if !strings.Contains(strings.ToLower(out), p.MAC().String()) {
 		t.Errorf("ndisc6: %s", out)
 	}

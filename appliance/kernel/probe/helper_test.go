@@ -157,6 +157,9 @@ func parse(addrs []string) []netip.Addr {
 	return out
 }
 
+// patience is what a probe waits for an answer, on a machine that may stop for seconds.
+const patience = 10 * time.Second
+
 // send sends a probe from a host; an empty from leaves the source to the kernel.
 func (h *host) send(from, to string, size int) (reply Reply, err error) {
 	h.t.Helper()
@@ -164,7 +167,7 @@ func (h *host) send(from, to string, size int) (reply Reply, err error) {
 	if from != "" {
 		source = netip.MustParseAddr(from)
 	}
-	h.in(func() { reply, err = Send(h.t.Context(), source, netip.MustParseAddr(to), testPort, size, time.Second) })
+	h.in(func() { reply, err = Send(h.t.Context(), source, netip.MustParseAddr(to), testPort, size, patience) })
 	return reply, err
 }
 

@@ -28,7 +28,7 @@ func TestExactSize(t *testing.T) {
 			}
 			b.run("nft add table inet t\nnft add chain inet t c { type filter hook input priority 0 ; }\nnft add rule inet t c udp dport 9466 " + length + " counter")
 			reply, err := a.send(w.from, w.to, size)
-			if err != nil || reply.Bytes != size || reply.RTT <= 0 || reply.RTT > time.Second {
+			if err != nil || reply.Bytes != size || reply.RTT <= 0 {
 				t.Errorf("%s, %d bytes: %+v, %v", w.to, size, reply, err)
 			}
 			if out := b.run("nft list table inet t"); !strings.Contains(out, "packets 1 ") {
@@ -132,7 +132,7 @@ func TestUnreachable(t *testing.T) {
 		if (tc.by == "") == bad.From.IsValid() || tc.by != "" && bad.From.String() != tc.by {
 			t.Errorf("%s: said by %s: %v", tc.name, bad.From, err)
 		}
-		if took := time.Since(start); took > 900*time.Millisecond {
+		if took := time.Since(start); took >= patience {
 			t.Errorf("%s: took %s, it waited for the timeout", tc.name, took)
 		}
 	}
@@ -142,18 +142,21 @@ func TestTimeoutAndCancel(t *testing.T) {
 	a, b := pairOf(t)
 	b.run("nft add table inet t\nnft add chain inet t c { type filter hook input priority 0 ; }\nnft add rule inet t c udp dport 9466 drop")
 	start := time.Now()
-	_, err := a.send("", "192.168.1.2", 200)
+	var err error
+	a.in(func() {
+		_, err = Send(t.Context(), netip.Addr{}, netip.MustParseAddr("192.168.1.2"), testPort, 200, time.Second)
+	})
 	var late interface{ Timeout() bool } // how the prober recognises it
 	if !errors.Is(err, ErrTimeout) || !errors.As(err, &late) || !late.Timeout() {
 		t.Errorf("got %v", err)
 	}
-	if took := time.Since(start); took < 900*time.Millisecond || took > 3*time.Second {
+	if took := time.Since(start); took < 900*time.Millisecond || took > patience {
 		t.Errorf("waited %s", took)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel)
 	a.in(func() {
-		_, err = Send(ctx, netip.Addr{}, netip.MustParseAddr("192.168.1.2"), testPort, 200, 10*time.Second)
+		_, err = Send(ctx, netip.Addr{}, netip.MustParseAddr("192.168.1.2"), testPort, 200, 3*patience)
 	})
 	if !errors.Is(err, context.Canceled) || errors.Is(err, ErrTimeout) {
 		t.Errorf("got %v", err)
@@ -234,7 +237,7 @@ func TestListenEndsWithContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	cancel()
-	eventually(t, 5*time.Second, "the socket closes", func() bool { return len(r.Addrs()) == 0 })
+	eventually(t, 3*patience, "the socket closes", func() bool { return len(r.Addrs()) == 0 })
 	r.work.Wait()
 	if _, err := a.send("", "192.168.1.2", 200); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("got %v", err)
@@ -258,19 +261,20 @@ func TestFlood(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 5*time.Second, "rubbish is ignored", func() bool { return r.Stats().Ignored == rubbish })
+	eventually(t, 3*patience, "rubbish is ignored", func() bool { return r.Stats().Ignored == rubbish })
+	start := time.Now()
 	for i := range probes {
 		p, _ := newProbe(headerSize, uint32(i))
 		if _, err := conn.Write(p); err != nil {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 5*time.Second, "every probe is counted", func() bool { s := r.Stats(); return s.Answered+s.Limited == probes })
+	eventually(t, 3*patience, "every probe is counted", func() bool { s := r.Stats(); return s.Answered+s.Limited == probes })
 	s := r.Stats()
-	if s.Answered < answerBurst || s.Answered > answerBurst+40 {
-		t.Errorf("stats %+v: want some %d answers", s, answerBurst)
+	if most := answerBurst + uint64(time.Since(start)/answerEvery) + 1; s.Answered < answerBurst || s.Answered > most {
+		t.Errorf("stats %+v: want %d to %d answers", s, answerBurst, most)
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(3 * patience)); err != nil {
 		t.Fatal(err)
 	}
 	buf, got := make([]byte, 100), uint64(0)
