@@ -107,7 +107,8 @@ type Loop struct {
 	// Former are empty tables, of roles that are off: what the kernel has of them goes with the first round.
 	Former []ruleset.Table
 
-	trigger chan Trigger
+	trigger chan Trigger // what is asked for, at most one
+	kicking sync.Mutex   // who puts something in
 
 	start  start
 	run    sync.Mutex      // one round at a time
@@ -137,15 +138,29 @@ const (
 
 // New returns a loop that has not run yet.
 func New(cfg route.Config, in Inputs, h Host, r Rules, log *zap.Logger) *Loop {
-	return &Loop{Inputs: in, Host: h, Rules: r, Log: log, config: cfg, trigger: make(chan Trigger, 64), start: start{over: make(chan struct{})}}
+	return &Loop{Inputs: in, Host: h, Rules: r, Log: log, config: cfg, trigger: make(chan Trigger, 1), start: start{over: make(chan struct{})}}
 }
 
-// Kick asks for a round soon. It never blocks: when the queue is full a round is due anyway.
+// Kick asks for a round soon. It never waits for one: what is asked for meanwhile is put together.
 func (l *Loop) Kick(t Trigger) {
+	l.kicking.Lock()
+	defer l.kicking.Unlock()
 	select {
-	case l.trigger <- t:
+	case earlier := <-l.trigger:
+		t = earlier.and(t)
 	default:
 	}
+	l.trigger <- t // there is room: nobody else puts anything in
+}
+
+// and puts two triggers together.
+func (t Trigger) and(more Trigger) Trigger {
+	t.Foreign, t.Fabric, t.Rules = t.Foreign || more.Foreign, t.Fabric || more.Fabric, t.Rules || more.Rules
+	t.Deleted = t.Deleted || more.Deleted
+	if t.What != more.What && len(t.What) < 200 {
+		t.What += "; " + more.What
+	}
+	return t
 }
 
 // Configure takes new settings and asks for a round.
@@ -207,11 +222,7 @@ func (l *Loop) gather(ctx context.Context, t Trigger) Trigger {
 	for {
 		select {
 		case more := <-l.trigger:
-			t.Foreign, t.Fabric, t.Rules = t.Foreign || more.Foreign, t.Fabric || more.Fabric, t.Rules || more.Rules
-			t.Deleted = t.Deleted || more.Deleted
-			if t.What != more.What && len(t.What) < 200 {
-				t.What += "; " + more.What
-			}
+			t = t.and(more)
 		case <-timer.C:
 			return t
 		case <-ctx.Done():
