@@ -222,19 +222,18 @@ func (b *Backend) apply(ctx context.Context, tables []*ruleset.Table, rebuild bo
 		elements += p.stats.ElementsAdded + p.stats.ElementsDeleted
 	}
 	missed, err := b.quietly(elements, &stats, func() error { return b.carryOut(plans, &stats) })
-	if err != nil {
-		// The kernel took all or nothing of the last transaction, but there may have been others before.
-		b.invalidate()
-		return stats, err
-	}
-	for _, p := range plans {
-		b.committed(p)
-	}
 	if missed {
-		b.invalidate()
 		offer(b.watch.events, Event{Lost: true})
 	}
-	return stats, nil
+	if err == nil {
+		for _, p := range plans {
+			b.committed(p)
+		}
+	}
+	if err != nil || missed { // of the last transaction the kernel took all or nothing, but there may have been others before
+		b.invalidate()
+	}
+	return stats, err
 }
 
 // read fills in what the kernel holds of one table.

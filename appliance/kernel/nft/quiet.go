@@ -18,23 +18,24 @@ type watch struct {
 }
 
 // quietly makes a change of so many elements, while the watch does not listen if they are many. It reports whether somebody else may have changed
-// nftables meanwhile: each transaction raises the kernel's generation by one, and ours are counted.
+// nftables meanwhile: each transaction raises the kernel's generation by one, and ours are counted. One whose notifications are just being written is
+// missed; the loop's audit finds what it changed.
 func (b *Backend) quietly(elements int, stats *Stats, change func() error) (missed bool, err error) {
 	if b.watch == nil || elements < quietFrom {
 		return false, change()
 	}
 	conn, err := dial(b.netns, 64<<10)
 	if err != nil {
-		return false, err
+		return false, change() // as right, and slower
 	}
 	defer conn.Close()
 	r := reader{conn: conn}
 	before, err := r.generation()
-	if err != nil {
-		return false, err
+	if err == nil {
+		err = b.watch.conn.LeaveGroup(unix.NFNLGRP_NFTABLES)
 	}
-	if err := b.watch.conn.LeaveGroup(unix.NFNLGRP_NFTABLES); err != nil {
-		return false, change() // as right, and slower
+	if err != nil {
+		return false, change()
 	}
 	ours := stats.Transactions
 	err = change()
