@@ -197,7 +197,10 @@ func (s *Server) closeOver(ctx context.Context, bgp *server.BgpServer) {
 			closed := buildPeer(&n, false)
 			closed.Conf.AdminDown = true
 			err = errors.Join(err, bgp.DeletePeer(ctx, &api.DeletePeerRequest{Address: address.String()}))
-			err = errors.Join(err, bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: closed}))
+			if failed := bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: closed}); failed != nil {
+				err = errors.Join(err, failed)
+				delete(s.have.neighbours, address) // the next Apply adds it
+			}
 		}
 		if err != nil {
 			s.options.Log.Error("closing sessions with too many routes", zap.Error(err))
