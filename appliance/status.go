@@ -190,6 +190,7 @@ func (d *Daemon) warnings() []string {
 	out := append([]string{}, d.loop.Status().State.Warnings...)
 	out = append(out, d.loop.Status().Problems...)
 	out = append(out, d.firewallWarnings()...)
+	out = append(out, sourceWarnings(d.source.Status().Problems)...)
 	for _, rs := range d.probeResults() {
 		for _, r := range rs {
 			if r.Finding != "" {
@@ -218,6 +219,15 @@ func (d *Daemon) warnings() []string {
 	}
 	sort.Strings(out)
 	return out
+}
+
+// sourceWarnings are the first of what cannot be used among the cluster's objects; the log has all.
+func sourceWarnings(problems []string) []string {
+	const most = 5
+	if more := len(problems) - most; more > 0 {
+		return append(slices.Clone(problems[:most]), fmt.Sprintf("%d more problems of the cluster's objects: the log has them", more))
+	}
+	return problems
 }
 
 // strangers names the Pods whose leases lie outside the node's present ranges, with their addresses.

@@ -132,7 +132,8 @@ func (k *Kubernetes) customKinds(c dynamic.Interface) []kind {
 					since = now
 				}
 				last = now
-				if k.isListed(ck.plural) && (now.Sub(since) < absentBelieved || !k.status.get(nil).Connected) {
+				if now.Sub(since) < absentBelieved || !k.status.get(nil).Connected {
+					k.listed(ck.plural) // go on with what is known, also from the store
 					return nil
 				}
 				return store.Replace(nil, "")

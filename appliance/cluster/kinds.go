@@ -158,6 +158,9 @@ func (t typed[L]) watch(ctx context.Context, o metav1.ListOptions) (watch.Interf
 	return t.client.Watch(ctx, o)
 }
 
+// rightsTo with the name of a kind stands for a refusal among the problems.
+const rightsTo = "rights to "
+
 // listWatch returns the kind for a reflector. Each answer and each error goes to the status; errors of an optional kind are
 // problems.
 func (k kind) listWatch(c any, s *status, o *objects) cache.ListerWatcher {
@@ -171,9 +174,11 @@ func (k kind) listWatch(c any, s *status, o *objects) cache.ListerWatcher {
 			}
 		case err == nil:
 			s.works(k.name)
+			o.problem(rightsTo+k.name, "")
 		case apierrors.IsForbidden(err):
 			err = fmt.Errorf("watching %s: %w: give weft a service account with the rights in its RBAC manifest", k.name, err)
 			s.fails(k.name, err)
+			o.problem(rightsTo+k.name, "nothing of the cluster is heard while one kind is refused: "+err.Error())
 		case apierrors.IsResourceExpired(err) || apierrors.IsGone(err): // the reflector lists anew
 		default:
 			err = fmt.Errorf("watching %s: %w", k.name, err)

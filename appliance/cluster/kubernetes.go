@@ -74,7 +74,7 @@ type KubernetesOptions struct {
 	Allocate func(context.Context, *Allocations)
 	// Version of this weft, for the user agent.
 	Version string
-	// Stored is the last picture, or nil: what it says of weft's own kinds and of Secrets holds until the server has answered about them.
+	// Stored is the last picture, or nil: what it says of weft's own kinds, of Secrets and of ConfigMaps holds until the server has answered about them.
 	// A server that refuses has not, as one that has just started may refuse everybody.
 	Stored *model.Snapshot
 }
@@ -156,6 +156,9 @@ func NewKubernetes(o KubernetesOptions) (*Kubernetes, error) {
 func (k *Kubernetes) begin(s *model.Snapshot) {
 	if s == nil {
 		return
+	}
+	if k.options.DNS != nil {
+		k.objects.configMaps.replace(s.ConfigMaps)
 	}
 	if k.options.Pools {
 		k.objects.pools.replace(s.Pools)
@@ -239,13 +242,6 @@ func (k *Kubernetes) listed(kind string) {
 	if first {
 		k.objects.notify() // also when there is no object of that kind
 	}
-}
-
-// isListed reports whether everything of a kind was known once.
-func (k *Kubernetes) isListed(kind string) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.synced[kind]
 }
 
 func (k *Kubernetes) allListed() bool {

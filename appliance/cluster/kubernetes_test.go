@@ -303,11 +303,16 @@ func TestMissingRights(t *testing.T) {
 	}
 	w.until("the problem", func(*model.Snapshot) bool {
 		p := w.allProblems()
-		return len(p) == 1 && strings.Contains(p[0], "watching endpointslices of the API server: ")
+		slices.Sort(p)
+		return len(p) == 2 && strings.Contains(p[0], "nothing of the cluster is heard while one kind is refused: watching nodes: ") &&
+			strings.Contains(p[1], "watching endpointslices of the API server: ")
 	})
 	api.setForbidden(pathNodes, false)
 	w.untilNodes("a")
-	w.until("connected", func(*model.Snapshot) bool { return w.source.Status().Connected })
+	w.until("connected", func(*model.Snapshot) bool {
+		s := w.source.Status()
+		return s.Connected && len(s.Problems) == 1
+	})
 }
 
 func slice(name string, ready bool, port int32, addresses ...string) *discoveryv1.EndpointSlice {

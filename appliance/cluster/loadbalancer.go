@@ -148,7 +148,7 @@ const (
 // KubernetesOptions.Allocate runs.
 func (k *Kubernetes) lead(ctx context.Context, client kubernetes.Interface, own dynamic.Interface) {
 	for ctx.Err() == nil {
-		if !k.hasPools() {
+		if !k.hasPools() || !k.allListed() { // who does not know the cluster must not keep others from giving addresses
 			pause(ctx, leadLook)
 			continue
 		}
