@@ -148,10 +148,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.kernel.forwards = filepath.Join(d.cfg.RunDir, forwardsMark)
-	stored, err := d.storedPicture()
-	if err != nil {
-		return err
-	}
+	stored := d.storedPicture()
 	if d.source, err = d.newSource(ctx, stored); err != nil {
 		return err
 	}

@@ -75,16 +75,16 @@ func (d *Daemon) overlay(s *model.Snapshot) *model.Snapshot {
 }
 
 // storedPicture returns the picture of the last run, with which a node without an API server comes up whole.
-func (d *Daemon) storedPicture() (*model.Snapshot, error) {
+func (d *Daemon) storedPicture() *model.Snapshot {
 	s, err := d.store.Snapshot()
-	if err != nil {
-		return nil, fmt.Errorf("reading the stored picture of the cluster: %w", err)
+	if err != nil { // as another version may have written it
+		d.log.Error("the stored picture of the cluster cannot be read; starting without one", zap.Error(err))
 	}
 	if s == nil {
 		s = &model.Snapshot{}
 	}
 	s.Stored = true
-	return s, nil
+	return s
 }
 
 // saveDelay gathers changes before the picture is written: it is a fallback, and a disk wears out.
