@@ -308,6 +308,20 @@ func TestFailures(t *testing.T) {
 	}
 }
 
+// TestKick: while a round runs, what is asked for is put together and nothing of it is lost.
+func TestKick(t *testing.T) {
+	l := New(route.Config{}, Inputs{}, nil, nil, zap.NewNop())
+	for range 100 {
+		l.Kick(Trigger{What: "the cluster changed"})
+	}
+	l.Kick(Trigger{What: "other routes", Fabric: true})
+	l.Kick(Trigger{What: "the cluster changed", Rules: true, Deleted: true, Foreign: true})
+	want := Trigger{What: "the cluster changed; other routes; the cluster changed", Fabric: true, Rules: true, Deleted: true, Foreign: true}
+	if got := <-l.trigger; got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
 // Run gathers triggers, tries again after a failure, and audits without being asked.
 func TestRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
