@@ -60,6 +60,7 @@ type Daemon struct {
 	// rounds wakes who waits for a round of the loop.
 	rounds cluster.Holder
 	save   chan *model.Snapshot
+	kept   atomic.Uint64 // the revision of the picture that was written last
 	ready  atomic.Bool
 	// firewalls are the chains of other programs that may drop what Pods send, firewallsSeen when they were looked for; only afterRound uses that.
 	firewalls     atomic.Pointer[[]string]

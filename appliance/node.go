@@ -88,10 +88,12 @@ func (d *Daemon) storedPicture() *model.Snapshot {
 }
 
 // saveDelay gathers changes before the picture is written: it is a fallback, and a disk wears out.
-// The whole picture is written each time, and no more than one part in saveShare of the time goes into that.
+// The whole picture is written each time, and no more than one part in saveShare of the time goes into that; but a disk that hangs once
+// does not keep the next picture away for longer than saveLimit.
 const (
 	saveDelay = 2 * time.Second
 	saveShare = 50
+	saveLimit = time.Minute
 )
 
 // saveSnapshots keeps the newest picture in the store, also one that comes with the end.
@@ -111,10 +113,12 @@ func (d *Daemon) saveSnapshots(ctx context.Context) {
 		// A write that has begun is not given up when the daemon stops: it has what the next one begins with.
 		if err := d.store.SaveSnapshot(context.WithoutCancel(ctx), s); err != nil {
 			d.log.Error("keeping the picture of the cluster", zap.Error(err))
+		} else {
+			d.kept.Store(s.Revision)
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(max(saveDelay, saveShare*time.Since(start))):
+		case <-time.After(min(max(saveDelay, saveShare*time.Since(start)), saveLimit)):
 		}
 	}
 }

@@ -38,6 +38,9 @@ func TestLastPictureIsKept(t *testing.T) {
 		if kept == nil || kept.Revision != revision {
 			t.Fatalf("kept %+v, want revision %d", kept, revision)
 		}
+		if told := d.kept.Load(); told != revision {
+			t.Fatalf("told revision %d, kept %d", told, revision)
+		}
 	}
 }
 

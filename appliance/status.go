@@ -73,9 +73,11 @@ type SourceStatus struct {
 
 // StoreStatus is the file on disk.
 type StoreStatus struct {
-	Path      string `json:"path"`
-	Bytes     int64  `json:"bytes"`
-	Leases    int    `json:"leases"`
+	Path   string `json:"path"`
+	Bytes  int64  `json:"bytes"`
+	Leases int    `json:"leases"`
+	// Revision is that of the picture of the cluster that this run has written last; 0 before that.
+	Revision  uint64 `json:"revision"`
 	Recovered string `json:"recovered,omitempty"`
 }
 
@@ -120,7 +122,7 @@ func (d *Daemon) Status() Status {
 			Name: d.cfg.NodeName, Version: d.version, Ready: ready == nil, Since: d.started, PID: os.Getpid(),
 		},
 		Source: d.sourceStatus(snap),
-		Store:  StoreStatus{Path: d.store.Path(), Recovered: d.recovered},
+		Store:  StoreStatus{Path: d.store.Path(), Revision: d.kept.Load(), Recovered: d.recovered},
 		Fabric: FabricStatus{
 			Mode: string(d.loop.Settings().Mode), PodCIDRs: loop.State.PodRanges, MTU: loop.State.PodMTU, Applied: loop.Applied,
 			Error: loop.Err, Rounds: loop.Rounds, Repairs: loop.Repairs, Peers: d.peerStatus(),
