@@ -160,7 +160,8 @@ func (l *Lab) announce(ctx context.Context, n *Node, specs []PodSpec) error {
 		return nil
 	}
 	written := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	// Whoever is late to look at the clock may have missed the look that saw them; the next one comes unasked, every ten seconds.
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	return poll(ctx, "weftd on "+n.Name+" to hear of the Pods", func() error {
 		now, err := n.daemonStatus(ctx)

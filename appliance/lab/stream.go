@@ -34,11 +34,12 @@ type Stream struct {
 // stream sends datagrams to an echo server at a steady pace, each in a flow of its own or all in one, until standard input ends or
 // the time is over, and prints a Stream.
 //
-//	stream [--rate 1000] [--for 5s] [--one] HOST:PORT
+//	stream [--rate 1000] [--for 5s] [--one] [--denied] HOST:PORT     --denied does not wait for answers, of which there should be none
 func stream(ctx context.Context, flags *flag.FlagSet, args []string, stdin io.Reader, stdout io.Writer) error {
 	rate := flags.Int("rate", 1000, "datagrams a second")
 	limit := flags.Duration("for", 0, "at most so long; 0 waits for standard input to end")
 	one := flags.Bool("one", false, "send all of them in one flow")
+	denied := flags.Bool("denied", false, "no answer is waited for")
 	all, err := targets(flags, args, "HOST:PORT")
 	if err != nil {
 		return err
@@ -69,6 +70,9 @@ func stream(ctx context.Context, flags *flag.FlagSet, args []string, stdin io.Re
 		i := int(n) % len(conns)
 		if conns[i] == nil || !*one {
 			if conns[i] != nil {
+				if !*denied {
+					s.await(ctx, n-flowsOpen)
+				}
 				_ = conns[i].Close()
 			}
 			if conns[i], err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to)); err != nil {
@@ -85,16 +89,22 @@ func stream(ctx context.Context, flags *flag.FlagSet, args []string, stdin io.Re
 		}
 	}
 	out := s.result()
-	for end := time.Now().Add(answerTime); out.Last > 0 && time.Now().Before(end); out = s.result() {
+	patience := answerTime
+	if *denied || s.lost {
+		patience = time.Second
+	}
+	// One flow comes in order, and may have been cut for a while; of many flows any one may be late.
+	missing := func() bool { return out.Last > 0 || !*one && out.Answered < out.Sent }
+	for end := time.Now().Add(patience); missing() && time.Now().Before(end); out = s.result() {
 		_, _ = unix.Poll(nil, 10)
 	}
 	return json.NewEncoder(stdout).Encode(out)
 }
 
-// What a stream leaves to a busy machine: how many flows may wait for their answer at once, and how long the last ones may.
+// What a stream leaves to a busy machine: how many flows may wait for their answer at once, and how long an answer may take.
 const (
 	flowsOpen  = 2048
-	answerTime = time.Second
+	answerTime = 10 * time.Second
 )
 
 // roomy lets a socket hold some seconds of datagrams: what a process on a busy machine is late to read is not lost on the way.
@@ -109,6 +119,22 @@ type streamer struct {
 	sent     atomic.Int64
 	mu       sync.Mutex
 	answered map[uint64]bool
+	lost     bool // an answer did not come in time; only who sends uses it
+}
+
+// await keeps the socket of a datagram open until the answer is here, or the stream ends. Once one was lost, no other is waited for.
+func (s *streamer) await(ctx context.Context, n uint64) {
+	has := func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.answered[n]
+	}
+	for end := time.Now().Add(answerTime); !s.lost && !has(); s.lost = time.Now().After(end) {
+		if ctx.Err() != nil {
+			return
+		}
+		_, _ = unix.Poll(nil, 1)
+	}
 }
 
 func (s *streamer) read(c *net.UDPConn) {
@@ -153,9 +179,10 @@ const ambushTime = 150 * time.Millisecond
 // ambush enters each network namespace that appears in a folder and sends datagrams there from the first moment on, as a process
 // would that does not wait for anything. When standard input ends it prints an Ambush for each.
 //
-//	ambush [--dir /run/netns] HOST:PORT
+//	ambush [--dir /run/netns] [--done DIR] HOST:PORT     --done makes an empty file for each namespace that was watched long enough
 func ambush(ctx context.Context, flags *flag.FlagSet, args []string, stdin io.Reader, stdout io.Writer) error {
 	dir := flags.String("dir", "/run/netns", "where network namespaces appear")
+	done := flags.String("done", "", "where a file tells that a namespace was watched long enough")
 	all, err := targets(flags, args, "HOST:PORT")
 	if err != nil {
 		return err
@@ -191,8 +218,11 @@ func ambush(ctx context.Context, flags *flag.FlagSet, args []string, stdin io.Re
 				a := Ambush{NetNS: e.Name()}
 				a.Stream = inNamespace(ctx, filepath.Join(*dir, e.Name()), to)
 				mu.Lock()
+				defer mu.Unlock()
 				out = append(out, a)
-				mu.Unlock()
+				if *done != "" {
+					_ = os.WriteFile(filepath.Join(*done, a.NetNS), nil, 0o600) // who waits for it misses it
+				}
 			})
 		}
 		_, _ = unix.Poll(nil, 1)

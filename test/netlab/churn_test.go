@@ -55,14 +55,15 @@ func TestPolicyChurn(t *testing.T) {
 	}
 	s.policy("web", "{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: good}}}]}, "+
 		"{from: [{podSelector: {matchLabels: {hot: 'yes'}}}]}]}")
-	s.eventually("the policy is in force", time.Minute, func() error { return s.talk(bad, web, false) })
+	s.isolated(web)
+	s.no(s.talk(bad, web, false))
 	s.eventually("who may reaches it", time.Minute, func() error { return s.talk(good, web, true) })
 
 	to := fmt.Sprintf("%s:%d", web.Address(4), lab.EchoPort)
 	var allowed, kept, denied lab.Stream
 	stops := []func(){
 		s.behind(good.FullName(), &allowed, "stream", to), s.behind(good.FullName(), &kept, "stream", "--one", to),
-		s.behind(bad.FullName(), &denied, "stream", to),
+		s.behind(bad.FullName(), &denied, "stream", "--denied", to),
 	}
 	changes := 0
 	churn := func() {

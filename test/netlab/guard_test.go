@@ -3,8 +3,10 @@ package netlab
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -47,14 +49,15 @@ func TestPolicyHoldsOverRestarts(t *testing.T) {
 	web := s.labelled("node1", "web")[0]
 	good, bad := s.labelled("node2", "good")[0], s.labelled("node1", "bad")[0]
 	s.policy("web", "{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: good}}}]}]}")
-	s.eventually("the policy is in force", policyTime, func() error { return s.talk(bad, web, false) })
-	s.no(s.talk(good, web, true))
+	s.isolated(web)
+	s.no(s.talk(bad, web, false))
+	s.eventually("who may reaches it", policyTime, func() error { return s.talk(good, web, true) })
 
 	to := fmt.Sprintf("%s:%d", web.Address(4), lab.EchoPort)
 	var allowed, kept, denied lab.Stream
 	stops := []func(){
 		s.behind(good.FullName(), &allowed, "stream", to), s.behind(good.FullName(), &kept, "stream", "--one", to),
-		s.behind(bad.FullName(), &denied, "stream", to),
+		s.behind(bad.FullName(), &denied, "stream", "--denied", to),
 	}
 	for i := range 4 {
 		s.no(s.KillDaemon(s.ctx, "node1", unix.SIGKILL))
@@ -91,11 +94,17 @@ func TestFirstMicrosecond(t *testing.T) {
 	to := fmt.Sprintf("%s:%d", server.Address(4), lab.EchoPort)
 	s.policy("locked", "{podSelector: {matchLabels: {kind: locked}}, policyTypes: [Egress]}")
 	s.policy("web", "{podSelector: {matchLabels: {kind: guarded}}, policyTypes: [Ingress]}") // what the server sends back must not come in either
-	pause(s, 500*time.Millisecond)
+	s.eventually("weftd has read both policies", policyTime, func() error {
+		if out := s.out("node1", "weft policy list"); !strings.Contains(out, "default/locked") || !strings.Contains(out, "default/web") {
+			return errors.New(out)
+		}
+		return nil
+	})
 	rounds, each := 10, 20
 	for _, kind := range []string{"free", "locked"} {
 		var found []lab.Ambush
-		stop := s.behind("node1", &found, "ambush", to)
+		done := t.TempDir()
+		stop := s.behind("node1", &found, "ambush", "--done", done, to)
 		pause(s, 300*time.Millisecond)
 		n := rounds
 		if kind == "free" {
@@ -110,7 +119,12 @@ func TestFirstMicrosecond(t *testing.T) {
 				specs = append(specs, lab.PodSpec{Name: name, Labels: map[string]string{"kind": kind}, Pause: true})
 			}
 			s.runSpecs("node1", specs...)
-			pause(s, 2*150*time.Millisecond)
+			s.eventually("the ambush has seen the Pods", policyTime, func() error {
+				if seen, err := os.ReadDir(done); err != nil || len(seen) < (round+1)*each {
+					return fmt.Errorf("%d of %d, %v", len(seen), (round+1)*each, err)
+				}
+				return nil
+			})
 			s.delete(names...)
 		}
 		stop()
@@ -135,6 +149,27 @@ func TestFirstMicrosecond(t *testing.T) {
 	}
 }
 
+// sends waits until each of the Pods has sent so many more packets.
+func (s *story) sends(packets uint64, pods ...*lab.Pod) {
+	s.t.Helper()
+	count := func(p *lab.Pod) uint64 {
+		var links []struct {
+			Stats64 struct{ TX struct{ Packets uint64 } }
+		}
+		s.no(json.Unmarshal([]byte(s.out(p.FullName(), "ip -j -s link show eth0")), &links))
+		return links[0].Stats64.TX.Packets
+	}
+	for _, p := range pods {
+		want := count(p) + packets
+		s.eventually(fmt.Sprintf("%s sends %d packets", p.Name, packets), policyTime, func() error {
+			if n := count(p); n < want {
+				return fmt.Errorf("it has sent %d, want %d", n, want)
+			}
+			return nil
+		})
+	}
+}
+
 // TestRunningFlow: a flow that is not allowed any more ends, although its connection is known to the kernel, and goes on when it is
 // allowed again; one that stays allowed loses nothing meanwhile.
 func TestRunningFlow(t *testing.T) {
@@ -146,16 +181,17 @@ func TestRunningFlow(t *testing.T) {
 		s.policy("web", fmt.Sprintf("{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchExpressions: [{key: app, operator: In, values: [%s]}]}}]}]}", apps))
 	}
 	allow("cut, kept")
-	s.eventually("the policy is in force", policyTime, func() error { return s.talk(web, web, true) })
+	s.isolated(web)
+	s.eventually("both are let in", policyTime, func() error { return errors.Join(s.talk(cut, web, true), s.talk(kept, web, true)) })
 	var a, b lab.Stream
 	stopCut, stopKept := s.behind(cut.FullName(), &a, "stream", "--one", to), s.behind(kept.FullName(), &b, "stream", "--one", to)
-	pause(s, 500*time.Millisecond)
+	s.sends(300, cut, kept)
 	allow("kept")
 	s.eventually("new flows are denied", policyTime, func() error { return s.talk(cut, web, false) })
-	pause(s, time.Second)
+	s.sends(1000, cut, kept)
 	allow("cut, kept")
 	s.eventually("new flows are allowed again", policyTime, func() error { return s.talk(cut, web, true) })
-	pause(s, time.Second)
+	s.sends(1000, cut, kept)
 	stopCut()
 	stopKept()
 	t.Logf("cut %+v, kept %+v", a, b)
@@ -174,8 +210,8 @@ func TestPolicyWithoutAPI(t *testing.T) {
 	s.labelled("node1", "web")
 	client := s.labelled("node2", "client")[0]
 	s.policy("web", "{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}")
-	s.eventually("the policy is in force", policyTime, func() error { return s.talk(client, s.pods("node1")[0], false) })
-	pause(s, 5*time.Second) // the picture is kept every two seconds, and more rarely on a slow disk
+	s.isolated(s.pods("node1")...)
+	s.stored("node1")
 	s.no(s.Reboot(s.ctx, "node1", lab.RebootOptions{WithoutAPI: true}))
 	s.no(s.WaitReady(s.ctx, "node1"))
 	web := s.pods("node1")[0]

@@ -342,6 +342,7 @@ type status struct {
 	Source struct {
 		Connected, Stored bool
 		Error             string
+		Revision          uint64
 	} `json:"source"`
 	Fabric struct {
 		MTU     int
@@ -353,15 +354,30 @@ type status struct {
 			Outer      netip.Addr
 		}
 	} `json:"fabric"`
-	IPAM     struct{ Total, Held, Cooling int } `json:"ipam"`
-	Store    struct{ Recovered string }         `json:"store"`
-	Warnings []string                           `json:"warnings"`
+	IPAM  struct{ Total, Held, Cooling int } `json:"ipam"`
+	Store struct {
+		Recovered string
+		Revision  uint64
+	} `json:"store"`
+	Warnings []string `json:"warnings"`
 }
 
 func (s *story) status(node string) (st status) {
 	s.t.Helper()
 	s.no(s.Ask(s.ctx, node, "/v1/status", &st))
 	return st
+}
+
+// stored waits until a node has written what it knows of the cluster now: before a power cut.
+func (s *story) stored(node string) {
+	s.t.Helper()
+	know := s.status(node).Source.Revision
+	s.eventually(fmt.Sprintf("%s has written the picture %d", node, know), 2*time.Minute, func() error {
+		if has := s.status(node).Store.Revision; has < know {
+			return fmt.Errorf("its store has %d", has)
+		}
+		return nil
+	})
 }
 
 // addresses returns the addresses that Pods have, by Pod; an address that two have fails the story.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -52,6 +53,25 @@ func (s *story) talk(from, to *lab.Pod, works bool) error {
 	return nil
 }
 
+// isolated waits until the kernel of their nodes isolates the ingress of Pods: that a request is not answered may have another reason.
+func (s *story) isolated(pods ...*lab.Pod) {
+	s.t.Helper()
+	for _, p := range pods {
+		s.eventually("a policy isolates "+p.Name, policyTime, func() error {
+			for _, a := range p.Addresses {
+				out, err := s.Output(s.ctx, p.Node, "nft", "list", "set", map[bool]string{true: "ip", false: "ip6"}[a.Is4()], "weft_policy", "in_isolated")
+				if err != nil {
+					return err
+				}
+				if !slices.Contains(strings.FieldsFunc(out, func(r rune) bool { return strings.ContainsRune(" ,\t\n", r) }), a.String()) {
+					return fmt.Errorf("%s is not in %s", a, out)
+				}
+			}
+			return nil
+		})
+	}
+}
+
 // TestDefaultDenyThenAllow is the hands-on story: everybody talks; a policy denies all; one more lets the front end in, by label,
 // from both nodes; a running connection ends when it is not allowed any more; and the policies hold without the daemon.
 func TestDefaultDenyThenAllow(t *testing.T) {
@@ -64,6 +84,7 @@ func TestDefaultDenyThenAllow(t *testing.T) {
 	}
 
 	s.policy("default-deny", "{podSelector: {}, policyTypes: [Ingress]}")
+	s.isolated(web, db)
 	s.eventually("everything is denied", policyTime, func() error {
 		return errors.Join(s.talk(front, web, false), s.talk(front2, web, false), s.talk(web, db, false))
 	})

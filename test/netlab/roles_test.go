@@ -32,7 +32,8 @@ func TestRolesOff(t *testing.T) {
 	s.expose("shop", 80, "", web)
 	s.policy("web", `{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: front}}}]}]}`)
 	s.resolves(other.FullName(), lab.ClusterDNS, "A", "shop.default.svc.cluster.local", shop)
-	s.eventually("the policy is in force", repairTime, func() error { return s.talk(other, web, false) })
+	s.isolated(web)
+	s.no(s.talk(other, web, false))
 
 	// A daemon that was killed must not forget what it had.
 	s.no(s.KillDaemon(s.ctx, "node1", unix.SIGKILL))
@@ -64,6 +65,7 @@ func TestRolesOff(t *testing.T) {
 		t.Errorf("of another weft there are still the tables %s", got)
 	}
 	s.roles("node1", "fabric, services, policy, dns")
-	s.eventually("all of it is back", repairTime, func() error { return s.talk(other, web, false) })
+	s.isolated(web)
+	s.no(s.talk(other, web, false))
 	s.resolves(other.FullName(), lab.ClusterDNS, "A", "shop.default.svc.cluster.local", shop)
 }

@@ -49,7 +49,8 @@ func TestWholeNodeReboots(t *testing.T) {
 	s.eventually("policies, names, Services and load balancers work together", 15*time.Second, whole)
 	before, address := s.addresses(here...), vip
 
-	pause(s, 5*time.Second) // the picture is written every two seconds, and this is a power cut
+	s.isolated(web)
+	s.stored("node1")
 	s.no(s.Reboot(s.ctx, "node1", lab.RebootOptions{WithoutAPI: true}))
 	// The first packet after the boot meets the policy: no moment in which all is open.
 	s.no(s.talk(other, web, false))
