@@ -67,16 +67,14 @@ type DNSLoad struct {
 	Error         string `json:"error,omitempty"`
 }
 
-// dnsPatience is how long the last answers of a load may take, as long as a Pod's resolver waits.
-const dnsPatience = 5 * time.Second
-
 // loadDNS asks a server for one name at a steady rate, without waiting for answers, and prints a DNSLoad. It fails if an answer is
 // missing, or is not WANT, an address or a code.
 //
-//	dnsload [--rate 10000] [--for 3s] SERVER NAME WANT
+//	dnsload [--rate 10000] [--for 3s] [--patience 5s] SERVER NAME WANT
 func loadDNS(ctx context.Context, flags *flag.FlagSet, args []string, stdout io.Writer) error {
 	rate := flags.Int("rate", 10000, "questions per second")
 	limit := flags.Duration("for", 3*time.Second, "so long")
+	patience := flags.Duration("patience", 5*time.Second, "for the last answers; so long a Pod's resolver waits")
 	all, err := targets(flags, args, "SERVER, a NAME and what to expect")
 	if err != nil {
 		return err
@@ -90,7 +88,7 @@ func loadDNS(ctx context.Context, flags *flag.FlagSet, args []string, stdout io.
 	}
 	defer func() { _ = conn.Close() }()
 	// So that nothing is lost on this side: with the answers of a whole second at once, after a restart.
-	_ = conn.(*net.UDPConn).SetReadBuffer(16 << 20)
+	roomy(conn.(*net.UDPConn), 16<<20)
 	m := new(dns.Msg)
 	m.SetQuestion(dns.Fqdn(all[1]), dns.TypeA)
 	packet, err := m.Pack()
@@ -98,7 +96,7 @@ func loadDNS(ctx context.Context, flags *flag.FlagSet, args []string, stdout io.
 		return err
 	}
 	l := &dnsLoad{conn: conn, packet: packet, want: all[2], sent: make([]time.Time, 1<<16), out: make([]bool, 1<<16)}
-	result := l.run(ctx, *rate, *limit)
+	result := l.run(ctx, *rate, *limit, *patience)
 	if err := json.NewEncoder(stdout).Encode(result); err != nil {
 		return err
 	}
@@ -119,14 +117,16 @@ type dnsLoad struct {
 }
 
 // run sends in ticks of a millisecond and reads in between. One goroutine does both: what it does is known exactly.
-func (l *dnsLoad) run(ctx context.Context, rate int, limit time.Duration) DNSLoad {
+// After a while in which it did not run it catches up little by little, so that there is room for the answers.
+func (l *dnsLoad) run(ctx context.Context, rate int, limit, patience time.Duration) DNSLoad {
 	start := time.Now()
+	atOnce := max(50, 2*rate/1000)
 	buffer := make([]byte, 4096)
 	for ctx.Err() == nil {
 		now := time.Now()
 		elapsed := now.Sub(start)
 		if elapsed < limit {
-			for due := int(elapsed.Seconds() * float64(rate)); l.result.Asked < due; {
+			for due := min(int(elapsed.Seconds()*float64(rate)), l.result.Asked+atOnce); l.result.Asked < due; {
 				id := uint16(l.result.Asked)
 				if l.out[id] { // more than 65536 are unanswered
 					break
@@ -139,7 +139,7 @@ func (l *dnsLoad) run(ctx context.Context, rate int, limit time.Duration) DNSLoa
 				l.out[id], l.sent[id] = true, now
 				l.result.Asked++
 			}
-		} else if l.result.Answered == l.result.Asked || elapsed > limit+dnsPatience {
+		} else if l.result.Answered == l.result.Asked || elapsed > limit+patience {
 			return l.result
 		}
 		_ = l.conn.SetReadDeadline(time.Now().Add(time.Millisecond))
@@ -193,6 +193,7 @@ func serveDNS(ctx context.Context, flags *flag.FlagSet, args []string, stdout io
 	if err != nil {
 		return err
 	}
+	roomy(p.(*net.UDPConn), 16<<20)
 	s := &dns.Server{PacketConn: p, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
 		m := new(dns.Msg)
 		m.SetReply(r)

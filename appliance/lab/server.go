@@ -85,7 +85,7 @@ func serve(ctx context.Context, flags *flag.FlagSet, args []string, stdout io.Wr
 	if err != nil {
 		return fmt.Errorf("listening for UDP: %w", err)
 	}
-	roomy(datagrams)
+	roomy(datagrams, 4<<20)
 	if _, err := io.WriteString(stdout, ready); err != nil {
 		return fmt.Errorf("telling the lab that the server is ready: %w", err)
 	}

@@ -78,7 +78,7 @@ func stream(ctx context.Context, flags *flag.FlagSet, args []string, stdin io.Re
 			if conns[i], err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to)); err != nil {
 				return fmt.Errorf("opening a UDP socket: %w", err)
 			}
-			roomy(conns[i])
+			roomy(conns[i], 4<<20)
 			go s.read(conns[i])
 		}
 		_, _ = conns[i].Write(binary.BigEndian.AppendUint64(nil, n))
@@ -108,8 +108,7 @@ const (
 )
 
 // roomy lets a socket hold some seconds of datagrams: what a process on a busy machine is late to read is not lost on the way.
-func roomy(c *net.UDPConn) {
-	const size = 4 << 20
+func roomy(c *net.UDPConn, size int) {
 	if raw, err := c.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, size) })
 	}

@@ -302,13 +302,16 @@ func TestBGPMeshPassword(t *testing.T) {
 	s.untilSession("node1", "node3", "Active", "a wrong password looks the same")
 	s.untilSession("node2", "node3", "Active", "a wrong password looks the same")
 	s.untilSession("node1", "node2", "Established", "")
-	s.hold(3*time.Second, func() {
+	lonely := func() error {
 		for _, p := range s.sessions("node3").Peers {
 			if p.State == "Established" {
-				t.Fatalf("node3 has a session with the wrong password: %+v", p)
+				return fmt.Errorf("node3 has a session with the wrong password: %+v", p)
 			}
 		}
-	})
+		return nil
+	}
+	s.eventually("node3 has no session", bgpWait, lonely)
+	s.hold(3*time.Second, func() { s.no(lonely()) })
 	s.no(os.WriteFile(filepath.Join(s.Dir, "node3", "etc/weft/mesh"), []byte("of a file\n"), 0o600))
 	s.settings("node3", "bgp: {mesh: \"on\", meshPasswordFile: /etc/weft/mesh}\n")
 	s.untilSession("node1", "node3", "Established", "")

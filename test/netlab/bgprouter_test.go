@@ -139,6 +139,7 @@ func (s *story) frr(config string) *router {
 
 // hops returns the next hops of a prefix as the router's own command line shows them.
 func (r *router) hops(prefix string) (out []string) {
+	r.s.t.Helper()
 	family := "ipv4"
 	if strings.Contains(prefix, ":") {
 		family = "ipv6"
@@ -147,10 +148,8 @@ func (r *router) hops(prefix string) (out []string) {
 	if r.kind == "frr" {
 		words = []string{"show", "bgp", family, "unicast", prefix, "json"}
 	}
-	text, err := r.ask(words...)
-	if err != nil {
-		return nil
-	}
+	var text string
+	r.s.eventually("an answer of "+r.kind, bgpWait, func() (err error) { text, err = r.ask(words...); return err })
 	if r.kind == "frr" {
 		return frrHops(text)
 	}

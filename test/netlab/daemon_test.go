@@ -43,51 +43,62 @@ func TestKillDuringBurst(t *testing.T) {
 	for _, away := range []bool{false, true} {
 		t.Run(fmt.Sprintf("daemon stays away %v", away), func(t *testing.T) {
 			s := tell(t, lab.Options{Nodes: 1})
-			s.runSpecs("node1", pauses("old", 50)...)
-			fresh := pauses("new", 50)
-
-			var wg sync.WaitGroup
-			var added []lab.RunResult
-			var deleted []error
-			var errAdd, errDel error
-			wg.Go(func() { added, errAdd = s.RunPods(s.ctx, "node1", fresh) })
-			wg.Go(func() { deleted, errDel = s.DeletePods(s.ctx, names("old", 50)) })
-			s.eventually("the middle of the burst", 10*time.Second, s.midBurst)
-			s.no(s.KillDaemon(s.ctx, "node1", unix.SIGKILL))
-			if away {
-				wg.Wait()
-			}
-			s.no(s.StartDaemon(s.ctx, "node1"))
-			wg.Wait()
-			s.no(errors.Join(errAdd, errDel))
-
-			failedAdds := slices.DeleteFunc(fresh, func(p lab.PodSpec) bool {
-				i := slices.IndexFunc(fresh, func(o lab.PodSpec) bool { return o.Name == p.Name })
-				return i >= 0 && added[i].Err == nil
-			})
-			failedDels := 0
-			for _, err := range deleted {
-				if err != nil {
-					failedDels++
+			for range 3 { // who kills may come too late on a busy machine
+				if s.killInBurst(away) > 0 {
+					return
 				}
 			}
-			t.Logf("%d of 50 ADDs and %d of 50 DELs failed when weftd was killed", len(failedAdds), failedDels)
-			if len(failedAdds) == 0 {
-				t.Error("no ADD failed: weftd was not killed in the middle")
-			}
-			s.no(s.WaitReady(s.ctx, "node1"))
-			s.retry("node1", failedAdds, names("old", 50))
-
-			pods := s.pods("node1")
-			if len(pods) != 50 {
-				t.Fatalf("%d Pods, want 50", len(pods))
-			}
-			s.addresses(pods...)
-			s.clean("node1")
-			s.delete(names("new", 50)...)
-			s.clean("node1")
+			t.Error("no ADD failed: weftd was not killed in the middle")
 		})
 	}
+}
+
+// killInBurst is one burst; it returns how many ADDs failed, and leaves no Pod.
+func (s *story) killInBurst(away bool) int {
+	s.t.Helper()
+	s.runSpecs("node1", pauses("old", 50)...)
+	fresh := pauses("new", 50)
+
+	var wg sync.WaitGroup
+	var added []lab.RunResult
+	var deleted []error
+	var errAdd, errDel error
+	wg.Go(func() { added, errAdd = s.RunPods(s.ctx, "node1", fresh) })
+	wg.Go(func() { deleted, errDel = s.DeletePods(s.ctx, names("old", 50)) })
+	s.eventually("the middle of the burst", 10*time.Second, s.midBurst)
+	s.no(s.KillDaemon(s.ctx, "node1", unix.SIGKILL))
+	if away {
+		wg.Wait()
+	}
+	s.no(s.StartDaemon(s.ctx, "node1"))
+	wg.Wait()
+	s.no(errors.Join(errAdd, errDel))
+
+	var failedAdds []lab.PodSpec
+	for i, p := range fresh {
+		if added[i].Err != nil {
+			failedAdds = append(failedAdds, p)
+		}
+	}
+	failedDels := 0
+	for _, err := range deleted {
+		if err != nil {
+			failedDels++
+		}
+	}
+	s.t.Logf("%d of 50 ADDs and %d of 50 DELs failed when weftd was killed", len(failedAdds), failedDels)
+	s.no(s.WaitReady(s.ctx, "node1"))
+	s.retry("node1", failedAdds, names("old", 50))
+
+	pods := s.pods("node1")
+	if len(pods) != 50 {
+		s.t.Fatalf("%d Pods, want 50", len(pods))
+	}
+	s.addresses(pods...)
+	s.clean("node1")
+	s.delete(names("new", 50)...)
+	s.clean("node1")
+	return len(failedAdds)
 }
 
 // midBurst holds when some of the new Pods have a lease, and most have not.

@@ -77,8 +77,9 @@ func TestLabLeavesNothing(t *testing.T) {
 					}
 				}
 			}
-			deadline := time.Now().Add(10 * time.Second)
+			deadline := time.Now().Add(patience)
 			for leftovers(dir) != "" {
+				<-time.After(10 * time.Millisecond)
 				if time.Now().After(deadline) {
 					t.Fatalf("left behind: %s", leftovers(dir))
 				}

@@ -133,7 +133,7 @@ func TestLoadBalancerLocal(t *testing.T) {
 	s.expose("web", 80, "  externalTrafficPolicy: Local")
 	s.eventually("nobody announces it, and says why", lbPatience, func() error {
 		b, err := s.balancer("node2", "web")
-		if err == nil && (!strings.Contains(b.Addresses[0].Why, "no node that may announce it has a ready endpoint") || b.Addresses[0].L2[0].Node != "") {
+		if err == nil && (len(b.Addresses) == 0 || len(b.Addresses[0].L2) == 0 || !strings.Contains(b.Addresses[0].Why, "no node that may announce it has a ready endpoint") || b.Addresses[0].L2[0].Node != "") {
 			err = fmt.Errorf("%+v", b)
 		}
 		return err

@@ -133,9 +133,12 @@ func TestModeChange(t *testing.T) {
 				}
 			}
 		}
-		if tunnel := strings.Contains(s.out("node1", "ip -br link"), "weft.vx"); tunnel != (tc.mode != "native") {
-			t.Errorf("mode %s: tunnel link there: %v", tc.mode, tunnel)
-		}
+		s.eventually("the tunnel link of mode "+tc.mode, convergeTime, func() error {
+			if tunnel := strings.Contains(s.out("node1", "ip -br link"), "weft.vx"); tunnel != (tc.mode != "native") {
+				return fmt.Errorf("it is there: %v", tunnel)
+			}
+			return nil
+		})
 	}
 }
 

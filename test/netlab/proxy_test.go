@@ -65,6 +65,12 @@ func TestProxyBesideAnotherNetwork(t *testing.T) {
 		}
 		return s.Output(s.ctx, "node1", append([]string{"ip", "netns", "exec", target, weft}, argv[1:]...)...)
 	}
+	for _, p := range web {
+		s.eventually(p.Name+" listens", 15*time.Second, func() error {
+			_, err := ask("client", p.Addresses[0].String(), lab.HTTPPort)
+			return err
+		})
+	}
 	s.eventually("the Service answers a Pod of the other network", 15*time.Second, func() error {
 		_, err := ask("client", webService, 80)
 		return err

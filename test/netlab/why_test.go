@@ -101,6 +101,13 @@ spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress, Egress], i
 			t.Errorf("%s: %+v", when, a.Paths[0])
 		}
 	}
+	s.eventually("node2 has read the policy, too", policyTime, func() error {
+		a, err := s.tryTrace("node2", "default/far", fmt.Sprintf("default/web:%d", lab.HTTPPort))
+		if err == nil && !strings.Contains(a.Paths[0].Policy, "default/guard") {
+			err = fmt.Errorf("policy %q", a.Paths[0].Policy)
+		}
+		return err
+	})
 	ask("")
 	s.no(s.KillDaemon(s.ctx, "node1", unix.SIGTERM))
 	ask("without the daemon")
