@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -113,6 +114,7 @@ func answerConnections(l net.Listener) {
 const (
 	patience = 20 * time.Second
 	moment   = 500 * time.Millisecond
+	again    = 2 * time.Second // a datagram may be lost where neighbours are looked for
 )
 
 // ask sends from a local address, or any if that is empty, and returns which address the server saw; invalid if none answered.
@@ -130,16 +132,21 @@ func ask(ns *netnstest.NS, network, local, server string, wait time.Duration) (s
 			return err
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(wait))
-		if network == "udp" {
-			if _, err := c.Write([]byte("?")); err != nil {
+		b := make([]byte, 100)
+		var n int
+		for end := time.Now().Add(wait); ; {
+			if network == "udp" {
+				if _, err := c.Write([]byte("?")); err != nil {
+					return err
+				}
+			}
+			_ = c.SetReadDeadline(time.Now().Add(min(wait, again)))
+			if n, err = c.Read(b); err == nil {
+				break
+			}
+			if time.Now().After(end) || !errors.Is(err, os.ErrDeadlineExceeded) {
 				return err
 			}
-		}
-		b := make([]byte, 100)
-		n, err := c.Read(b)
-		if err != nil {
-			return err
 		}
 		addr, err := netip.ParseAddrPort(string(b[:n]))
 		seen = addr.Addr().Unmap()
