@@ -37,6 +37,7 @@ type Policies struct {
 	started    bool
 	inherited  bool                        // a daemon was here since the boot, and the cluster was not heard since it went
 	found      bool                        // it has left tables: some Pod was isolated
+	foreign    bool                        // those tables are of another version: nothing can be taken over
 	atStart    map[netip.Addr]model.PodRef // who had which address then
 	generation uint32                      // that of what is in the kernel
 	applied    *policy.Filters             // what the kernel was last given
@@ -79,6 +80,7 @@ func (l *Loop) startPolicies(in policy.Input) error {
 		return nil
 	}
 	var found ruleset.Inherited
+	there := map[ruleset.Family]map[string][]ruleset.Element{}
 	for _, t := range ruleset.PolicyShape() {
 		exists, err := l.Rules.Exists(t)
 		if err != nil {
@@ -91,12 +93,26 @@ func (l *Loop) startPolicies(in policy.Input) error {
 		if err != nil {
 			return fmt.Errorf("reading the table of policies: %w", err)
 		}
-		p.rules.Inherit(t.Family, elements, &found)
-		p.found = true
+		there[t.Family] = elements
+		for _, s := range t.Sets {
+			if _, ok := elements[s.Name]; !ok && !p.foreign {
+				p.foreign = true
+				l.Log.Warn("the tables of policies are of another version of weft: making them anew from what is known of the cluster", zap.String("set", s.Name))
+			}
+		}
 	}
 	warm, err := l.warm()
 	if err != nil {
 		return err
+	}
+	if p.foreign {
+		there, warm = nil, false
+	}
+	for _, t := range ruleset.PolicyShape() {
+		if elements, ok := there[t.Family]; ok {
+			p.rules.Inherit(t.Family, elements, &found)
+			p.found = true
+		}
 	}
 	if p.inherited = p.found || warm; p.found {
 		p.compiler.Adopt(found.IDs, found.Last)
@@ -120,6 +136,9 @@ func (l *Loop) policyTables(snap *model.Snapshot, node string) ([]ruleset.Table,
 	in := p.input(node)
 	if err := l.startPolicies(in); err != nil {
 		return nil, err
+	}
+	if p.foreign && snap.Stored && len(snap.Nodes) == 0 {
+		return nil, nil // nothing is known to make them from: they go on as they are
 	}
 	filters := p.compiler.Compile(snap, in)
 	p.next, p.nextGen = filters, p.generation

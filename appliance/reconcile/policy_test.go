@@ -77,6 +77,7 @@ func (k *filterKernel) Elements(t ruleset.Table) (map[string][]ruleset.Element, 
 	out := map[string][]ruleset.Element{}
 	have := k.tables[t.ID()]
 	for _, s := range have.Sets {
+		out[s.Name] = []ruleset.Element{}
 		for _, e := range s.Sorted() {
 			out[s.Name] = append(out[s.Name], *e)
 		}
@@ -244,6 +245,37 @@ func TestPoliciesOfTheDaemonBefore(t *testing.T) {
 	same.round(Trigger{})
 	if now := r.kernel.text(); now != was {
 		t.Errorf("a restart without news makes\n%s\nof\n%s", now, was)
+	}
+}
+
+// TestPoliciesOfAnotherVersion: tables that this version would read otherwise are made anew at once, and stay as they are while nothing is known
+// to make them from.
+func TestPoliciesOfAnotherVersion(t *testing.T) {
+	before := newShop(t)
+	before.allow("web", "web", "front")
+	before.round(Trigger{})
+	const isolated = `10.0.1.2 comment "shop/web by web"`
+	for id, table := range before.kernel.tables {
+		table.Sets = slices.DeleteFunc(slices.Clone(table.Sets), func(s *ruleset.Set) bool {
+			return slices.ContainsFunc(s.Sorted(), func(e *ruleset.Element) bool { return e.Comment == "shop/web by web" })
+		})
+		before.kernel.tables[id] = table
+	}
+	other := before.kernel.text()
+	if strings.Contains(other, isolated) {
+		t.Fatal("nothing was taken away from", other)
+	}
+
+	r := newPolicyRig(t, before.kernel)
+	r.snap, r.leases = &model.Snapshot{Stored: true}, before.leases
+	if tables, err := r.policyTables(r.snap, "a"); err != nil || len(tables) != 0 || r.kernel.text() != other {
+		t.Errorf("without a picture the tables are touched: %v %v", tables, err)
+	}
+	r.snap = before.snap
+	r.edit(func(s *model.Snapshot) { s.Stored = true })
+	r.round(Trigger{})
+	if got := r.kernel.text(); !strings.Contains(got, isolated) {
+		t.Errorf("from a picture the tables are\n%s", got)
 	}
 }
 

@@ -351,7 +351,7 @@ func (b *Backend) Exists(t ruleset.Table) (bool, error) {
 }
 
 // Elements reads the elements of a table's sets from the kernel, by the name of the set. The table says which sets, and of what
-// kind they are; those that the kernel does not have are left out. What packets put into dynamic sets is there.
+// kind they are; those that the kernel does not have, or has of another kind, are left out. What packets put into dynamic sets is there.
 func (b *Backend) Elements(t ruleset.Table) (map[string][]ruleset.Element, error) {
 	k := known{}
 	if err := b.readWith(&k, &t, true); err != nil {
@@ -362,6 +362,10 @@ func (b *Backend) Elements(t ruleset.Table) (map[string][]ruleset.Element, error
 		return out, nil
 	}
 	for name, s := range k.state.sets {
+		if s.index == nil {
+			continue
+		}
+		out[name] = make([]ruleset.Element, 0, len(s.index))
 		for _, slot := range s.index {
 			out[name] = append(out[name], *slot.element)
 		}
