@@ -259,6 +259,9 @@ func (a *authority) certificate(t *testing.T, names ...string) tls.Certificate {
 func serve(t *testing.T, api http.Handler, at string, cert tls.Certificate) *httptest.Server {
 	t.Helper()
 	listener, err := net.Listen("tcp", at)
+	for end := time.Now().Add(30 * time.Second); err != nil && time.Now().Before(end); listener, err = net.Listen("tcp", at) {
+		<-time.After(50 * time.Millisecond) // a client of somebody else's may have the port for now
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

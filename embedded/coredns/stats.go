@@ -69,11 +69,11 @@ func kindIndex(kind uint16) int {
 
 // count notes one answered query, except for how long it took.
 func (s *shard) count(proto, family int, kind uint16, by, rcode, asked, answered int) {
-	s.queries.Add(1)
 	s.requests[proto][family][kindIndex(kind)].Add(1)
 	s.responses[by][rcode&(codes-1)].Add(1)
 	s.asked[proto].add(sizeBucket(asked), 1, uint64(asked))
 	s.answered[proto].add(sizeBucket(answered), 1, uint64(answered))
+	s.queries.Add(1) // the last: who sees it counted finds the rest
 }
 
 func (h *histogram) add(bucket int, n, sum uint64) {

@@ -95,9 +95,10 @@ func message(kind byte, body []byte) []byte {
 	return append(out, body...)
 }
 
-// open is a good OPEN with both families, graceful restart and four-byte AS numbers.
+// open is a good OPEN with both families, graceful restart, for so short that its routes are gone before a test gives up, and
+// four-byte AS numbers.
 func open(asn uint16) []byte {
-	capabilities := []byte{1, 4, 0, 1, 0, 1, 1, 4, 0, 2, 0, 1, 2, 0, 64, 10, 0, 60, 0, 1, 1, 0x80, 0, 2, 1, 0x80, 65, 4, 0, 0, byte(asn >> 8), byte(asn)}
+	capabilities := []byte{1, 4, 0, 1, 0, 1, 1, 4, 0, 2, 0, 1, 2, 0, 64, 10, 0, 5, 0, 1, 1, 0x80, 0, 2, 1, 0x80, 65, 4, 0, 0, byte(asn >> 8), byte(asn)}
 	body := append([]byte{4, byte(asn >> 8), byte(asn), 0, 90, 10, 9, 9, 9, byte(2 + len(capabilities)), 2, byte(len(capabilities))}, capabilities...)
 	return body
 }
@@ -110,7 +111,7 @@ func (v *victim) attack(kind byte, payload []byte) error {
 	if i%2 == 1 {
 		asn = 65001
 	}
-	d := net.Dialer{Timeout: time.Second, LocalAddr: &net.TCPAddr{IP: hostileAddress(i).AsSlice()}}
+	d := net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: hostileAddress(i).AsSlice()}}
 	conn, err := d.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", v.port))
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ package gobgp
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -29,14 +30,18 @@ type speaker struct {
 	want peering.Speaker
 }
 
+// freePort is below those that the kernel gives to clients, so that none has it when the server comes.
 func freePort(t testing.TB) uint16 {
 	t.Helper()
-	l, err := net.Listen("tcp", "0.0.0.0:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		port := uint16(20000 + rand.IntN(10000))
+		if l, err := net.Listen("tcp", fmt.Sprintf("0.0.0.0:%d", port)); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return uint16(l.Addr().(*net.TCPAddr).Port)
+	t.Fatal("no free port")
+	return 0
 }
 
 func newSpeaker(t *testing.T, asn uint32, address string) *speaker {

@@ -144,15 +144,16 @@ func TestAffinityOutlivesChanges(t *testing.T) {
 func TestAffinityEnds(t *testing.T) {
 	l := newAffinityLab(t)
 	l.apply(2, "local", "there", "far")
+	last := time.Now()
 	first := l.connect(0, 0)
 	for range 5 { // longer than the time-out, in all
 		<-time.After(600 * time.Millisecond)
-		if n := l.remembered(); n == 0 {
-			t.Log("this machine was too slow to come back within two seconds")
-			first = l.connect(0, 0)
-		} else if got := l.connect(0, 0); got != first && l.remembered() > 0 {
-			t.Errorf("moved from %s to %s although it came back in time", first, got)
+		now := time.Now()
+		got := l.connect(0, 0)
+		if took := time.Since(last); got != first && took < 1900*time.Millisecond {
+			t.Errorf("moved from %s to %s although it came back in time, after %v", first, got, took)
 		}
+		first, last = got, now // a busy machine may come back too late
 	}
 	moved := false
 	for range 25 {
