@@ -95,10 +95,9 @@ func message(kind byte, body []byte) []byte {
 	return append(out, body...)
 }
 
-// open is a good OPEN with both families, graceful restart, for so short that its routes are gone before a test gives up, and
-// four-byte AS numbers.
+// open is a good OPEN with both families, graceful restart and four-byte AS numbers.
 func open(asn uint16) []byte {
-	capabilities := []byte{1, 4, 0, 1, 0, 1, 1, 4, 0, 2, 0, 1, 2, 0, 64, 10, 0, 5, 0, 1, 1, 0x80, 0, 2, 1, 0x80, 65, 4, 0, 0, byte(asn >> 8), byte(asn)}
+	capabilities := []byte{1, 4, 0, 1, 0, 1, 1, 4, 0, 2, 0, 1, 2, 0, 64, 10, 0, 60, 0, 1, 1, 0x80, 0, 2, 1, 0x80, 65, 4, 0, 0, byte(asn >> 8), byte(asn)}
 	body := append([]byte{4, byte(asn >> 8), byte(asn), 0, 90, 10, 9, 9, 9, byte(2 + len(capabilities)), 2, byte(len(capabilities))}, capabilities...)
 	return body
 }
