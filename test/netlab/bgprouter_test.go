@@ -149,7 +149,12 @@ func (r *router) hops(prefix string) (out []string) {
 		words = []string{"show", "bgp", family, "unicast", prefix, "json"}
 	}
 	var text string
-	r.s.eventually("an answer of "+r.kind, bgpWait, func() (err error) { text, err = r.ask(words...); return err })
+	r.s.eventually("an answer of "+r.kind, bgpWait, func() (err error) {
+		if text, err = r.ask(words...); err != nil && strings.Contains(err.Error(), "Network not found") {
+			return nil // which is no error of ours
+		}
+		return err
+	})
 	if r.kind == "frr" {
 		return frrHops(text)
 	}
