@@ -121,7 +121,7 @@ func TestFirstMicrosecond(t *testing.T) {
 			s.runSpecs("node1", specs...)
 			s.eventually("the ambush has seen the Pods", policyTime, func() error {
 				if seen, err := os.ReadDir(done); err != nil || len(seen) < (round+1)*each {
-					return fmt.Errorf("%d of %d, %v", len(seen), (round+1)*each, err)
+					return fmt.Errorf("%d of %d, %s", len(seen), (round+1)*each, fmt.Sprint(err))
 				}
 				return nil
 			})

@@ -153,7 +153,7 @@ func TestService(t *testing.T) {
 	s.serve()
 	s.eventually("a Service without endpoints refuses", 5*time.Second, func() error {
 		if _, err := s.get(client.FullName(), vip4, 80); err == nil || !strings.Contains(err.Error(), "connection refused") {
-			return fmt.Errorf("a request gets %v", err)
+			return fmt.Errorf("a request gets %s", fmt.Sprint(err))
 		}
 		return nil
 	})
