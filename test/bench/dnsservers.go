@@ -234,25 +234,66 @@ var (
 	completed = regexp.MustCompile(`Queries completed:\s+\d+ \(([0-9.]+)%\)`)
 )
 
-// perf asks the questions in a file, round and round, as fast as the answers come, and returns how many a second.
-func (d *dnsNode) perf(ctx context.Context, questions string, seconds int) (float64, error) {
-	cmd := exec.CommandContext(ctx, "dnsperf", "-s", dnsAddress.String(), "-d", questions, "-l", strconv.Itoa(seconds), "-c", "4", "-q", "200")
+// dnsperf asks the questions in a file, round and round, as fast as the answers come, and returns what it printed.
+func (d *dnsNode) dnsperf(ctx context.Context, questions string, seconds int, more ...string) (string, error) {
+	args := append([]string{"-s", dnsAddress.String(), "-d", questions, "-l", strconv.Itoa(seconds), "-c", "4", "-q", "200"}, more...)
+	cmd := exec.CommandContext(ctx, "dnsperf", args...)
 	out := new(strings.Builder)
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := d.client.start(cmd); err != nil {
-		return 0, fmt.Errorf("starting dnsperf: %w", err)
+		return "", fmt.Errorf("starting dnsperf: %w", err)
 	}
 	if err := cmd.Wait(); err != nil {
-		return 0, fmt.Errorf("dnsperf: %w: %s", err, out)
+		return "", fmt.Errorf("dnsperf: %w: %s", err, tailOf([]byte(out.String())))
 	}
-	rate, share := perSecond.FindStringSubmatch(out.String()), completed.FindStringSubmatch(out.String())
-	if rate == nil || share == nil {
-		return 0, fmt.Errorf("dnsperf printed %s", out)
+	share := completed.FindStringSubmatch(out.String())
+	if share == nil {
+		return "", fmt.Errorf("dnsperf printed %s", tailOf([]byte(out.String())))
 	}
 	if done, err := strconv.ParseFloat(share[1], 64); err != nil || done < 99.9 {
-		return 0, fmt.Errorf("%s answered %s%% of the questions", d.kind, share[1])
+		return "", fmt.Errorf("%s answered %s%% of the questions", d.kind, share[1])
+	}
+	return out.String(), nil
+}
+
+// perf returns how many questions a second are answered.
+func (d *dnsNode) perf(ctx context.Context, questions string, seconds int) (float64, error) {
+	out, err := d.dnsperf(ctx, questions, seconds)
+	if err != nil {
+		return 0, err
+	}
+	rate := perSecond.FindStringSubmatch(out)
+	if rate == nil {
+		return 0, fmt.Errorf("dnsperf printed %s", tailOf([]byte(out)))
 	}
 	return strconv.ParseFloat(rate[1], 64)
+}
+
+// slowest asks for a second as perf does and returns the 99th percentile of the times to an answer, in milliseconds.
+func (d *dnsNode) slowest(ctx context.Context, questions string) (float64, error) {
+	out, err := d.dnsperf(ctx, questions, 1, "-v")
+	if err != nil {
+		return 0, err
+	}
+	var all []float64
+	for line := range strings.Lines(out) {
+		switch fields := strings.Fields(line); {
+		case len(fields) < 3 || fields[0] != ">":
+		case fields[1] == "T": // no answer in the five seconds that dnsperf waits
+			all = append(all, 5000)
+		default:
+			seconds, err := strconv.ParseFloat(fields[len(fields)-1], 64)
+			if err != nil {
+				return 0, fmt.Errorf("dnsperf printed %q: %w", line, err)
+			}
+			all = append(all, 1000*seconds)
+		}
+	}
+	if len(all) == 0 {
+		return 0, fmt.Errorf("dnsperf printed no answers: %s", tailOf([]byte(out)))
+	}
+	slices.Sort(all)
+	return all[len(all)*99/100], nil
 }
 
 // latency asks one question after the other and returns the median and the 99th percentile in microseconds.
